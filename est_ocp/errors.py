@@ -1,0 +1,48 @@
+"""Errors that users meet: one clear sentence naming the thing and the remedy."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class ESTError(Exception):
+    """Base class of every error that est-ocp raises on purpose."""
+
+
+class ConfigError(ESTError, ValueError):
+    """A configuration key or value that cannot be used."""
+
+
+class DataError(ESTError, ValueError):
+    """A dataset, record or structure that cannot be used."""
+
+
+class CheckpointError(ESTError, ValueError):
+    """A checkpoint that is missing, damaged or of another model."""
+
+
+def unknown_keys(given: Iterable[str], allowed: Iterable[str], where: str) -> None:
+    """Refuse keys that are not known, naming the nearest valid one.
+
+    Parameters
+    ----------
+    given : iterable of str
+        Keys found in a configuration.
+    allowed : iterable of str
+        Keys that may appear.
+    where : str
+        What the keys configure, for the message, e.g. ``"backbone.graph"``.
+
+    Raises
+    ------
+    ConfigError
+        If any given key is not allowed.
+    """
+    allowed = sorted(allowed)
+    for key in given:
+        if key in allowed:
+            continue
+        near = difflib.get_close_matches(key, allowed, n=1, cutoff=0.5)
+        hint = f"did you mean '{near[0]}'?" if near else f"valid keys: {', '.join(allowed)}"
+        raise ConfigError(f"unknown key '{key}' in {where}; {hint}")

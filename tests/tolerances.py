@@ -1,0 +1,15 @@
+"""Tolerances of the tests, by name, in one place."""
+
+from __future__ import annotations
+
+import torch
+
+#: Largest accepted absolute error of an exact identity on inputs of order one.
+TOL: dict[torch.dtype, float] = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e-2}
+
+#: Recorded originals (float32): one block from its recorded input / a whole network.
+PARITY_BLOCK = 2e-5
+PARITY_NETWORK = 1e-4
+
+#: Batched against single evaluation.
+BATCH: dict[torch.dtype, float] = {torch.float64: 1e-10, torch.float32: 2e-5}
