@@ -1,0 +1,64 @@
+"""Degree-wise linear map of steerable features."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+
+class SO3Linear(nn.Module):
+    """Mix the channels of each degree with a matrix of that degree.
+
+    ``y[n, (l, m), o] = sum_c W[l, o, c] x[n, (l, m), c] + (l == 0) b[o]``. All orders of a degree
+    share the matrix and only scalars have a bias, which makes the map strictly equivariant.
+
+    Parameters
+    ----------
+    in_channels, out_channels : int
+        Number of channels before and after.
+    lmax : int
+        Largest degree of the features.
+    bias : bool
+        Add a bias to the scalars.
+
+    Attributes
+    ----------
+    weight : Tensor [lmax + 1, out_channels, in_channels]
+    bias : Tensor [out_channels] or None
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, lmax: int, bias: bool = True) -> None:
+        super().__init__()
+        self.in_channels = in_channels
+        self.out_channels = out_channels
+        self.lmax = lmax
+        self.weight = nn.Parameter(torch.empty(lmax + 1, out_channels, in_channels))
+        if bias:
+            self.bias = nn.Parameter(torch.empty(out_channels))
+        else:
+            self.register_parameter("bias", None)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw weights uniformly in ``+-1/sqrt(in_channels)``; the bias starts at zero."""
+        bound = 1.0 / math.sqrt(self.in_channels)
+        nn.init.uniform_(self.weight, -bound, bound)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map ``x`` [N, (lmax+1)**2, in_channels] to [N, (lmax+1)**2, out_channels]."""
+        outputs = []
+        for degree in range(self.lmax + 1):
+            block = x[:, degree * degree : (degree + 1) * (degree + 1)]
+            bias = self.bias if degree == 0 else None
+            outputs.append(nn.functional.linear(block, self.weight[degree], bias))
+        return torch.cat(outputs, dim=1)
+
+    def extra_repr(self) -> str:
+        return (
+            f"in_channels={self.in_channels}, out_channels={self.out_channels}, "
+            f"lmax={self.lmax}, bias={self.bias is not None}"
+        )
