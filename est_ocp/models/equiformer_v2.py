@@ -1,0 +1,330 @@
+"""EquiformerV2-type backbones for fairchem: with the EST update block, and with their own.
+
+Message passing is EquiformerV2's eSCN graph attention (arXiv 2306.12059); what follows it in each
+layer is a subclass's choice.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from fairchem.core.common.registry import registry
+from fairchem.core.models.base import BackboneInterface
+from fairchem.core.models.uma.escn_md import GradRegressConfig
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from est_ocp.errors import ConfigError, DataError, unknown_keys
+from est_ocp.models.graph import RadiusGraph
+from est_ocp.models.settings import (
+    GraphSettings,
+    GridUpdateSettings,
+    MessageSettings,
+    UpdateSettings,
+    from_mapping,
+)
+from est_ocp.nn import (
+    EdgeDegreeEmbedding,
+    EdgeFrame,
+    EquiformerV2Attention,
+    EquivariantLayerNorm,
+    ESTUpdateBlock,
+    GateRecorder,
+    GaussianBasis,
+    GridFeedForward,
+    TransformerBlock,
+    init_weights,
+)
+
+#: Average number of neighbours in OC20's IS2RE 100k set at 5 A, EquiformerV2's normaliser.
+AVG_DEGREE = 23.395238876342773
+
+
+class EquiformerV2Backbone(nn.Module, BackboneInterface):
+    """EquiformerV2's message passing with an update block to be chosen by a subclass.
+
+    Node features are ``[N, (lmax+1)**2, channels]``, e3nn's convention, component normalised.
+
+    Parameters
+    ----------
+    lmax, mmax : int
+        Largest degree, and largest order kept in the edges' frames.
+    num_layers, channels : int
+        Layers and width.
+    max_num_elements : int
+        Atomic numbers must be below this.
+    graph, message, update : mapping, optional
+        See :mod:`est_ocp.models.settings`.
+    num_distance_basis : int
+        Gaussians between 0 and the cutoff.
+    basis_width : float
+        Width of a Gaussian in units of their spacing.
+    alpha_drop, drop_path, proj_drop : float
+        Dropout of attention weights, of whole residual branches, and of channels.
+    avg_degree : float
+        Divides the sum of the edge-degree embedding.
+    weight_init : {"uniform", "normal"}
+        EquiformerV2's initialisation of linear maps.
+    direct_forces : bool
+        True: a head predicts forces. False: forces are minus the gradient of the energy.
+    regress_forces : bool
+        False for energies alone.
+    activation_checkpointing : bool
+        Recompute layers in the backward pass: less memory, about a third more time.
+    otf_graph : bool
+        Build graphs on the fly (True), or use the data's ``edge_index``.
+    """
+
+    update_settings: type
+
+    def __init__(
+        self,
+        lmax: int = 4,
+        mmax: int = 2,
+        num_layers: int = 8,
+        channels: int = 128,
+        max_num_elements: int = 90,
+        graph: Mapping[str, Any] | GraphSettings | None = None,
+        message: Mapping[str, Any] | MessageSettings | None = None,
+        update: Mapping[str, Any] | None = None,
+        num_distance_basis: int = 600,
+        basis_width: float = 2.0,
+        alpha_drop: float = 0.1,
+        drop_path: float = 0.1,
+        proj_drop: float = 0.0,
+        avg_degree: float = AVG_DEGREE,
+        weight_init: str = "uniform",
+        direct_forces: bool = True,
+        regress_forces: bool = True,
+        activation_checkpointing: bool = False,
+        otf_graph: bool = True,
+        **unknown: Any,
+    ) -> None:
+        super().__init__()
+        signature = inspect.signature(EquiformerV2Backbone.__init__).parameters
+        unknown_keys(unknown, set(signature) - {"self", "unknown"}, "model.backbone")
+        if not 0 <= mmax <= lmax:
+            raise ConfigError(f"model.backbone: mmax must lie in 0..lmax={lmax}, got {mmax}")
+        self.lmax, self.mmax, self.channels = lmax, mmax, channels
+        self.max_num_elements = max_num_elements
+        self.alpha_drop = alpha_drop
+        self.weight_init = weight_init
+        self.activation_checkpointing = activation_checkpointing
+        self.record_gates = False
+        self.regress_config = GradRegressConfig(direct_forces=direct_forces, forces=regress_forces)
+        self.graph_settings = from_mapping(GraphSettings, graph, "model.backbone.graph")
+        self.message_settings = from_mapping(MessageSettings, message, "model.backbone.message")
+        settings = from_mapping(self.update_settings, update, "model.backbone.update")
+        self.radius_graph = RadiusGraph(self.graph_settings, otf_graph)
+
+        self.num_distance_basis = num_distance_basis
+        self.atom_embedding = nn.Embedding(max_num_elements, channels)
+        self.distance_basis = GaussianBasis(
+            self.graph_settings.cutoff, num_distance_basis, basis_width
+        )
+        self.edge_frame = EdgeFrame(lmax, mmax)
+        self.edge_degree_embedding = EdgeDegreeEmbedding(
+            channels=channels,
+            lmax=lmax,
+            mmax=mmax,
+            max_num_elements=max_num_elements,
+            edge_channels=self.message_settings.edge_channels,
+            num_distance_basis=num_distance_basis,
+            rescale_factor=avg_degree,
+        )
+        self.blocks = nn.ModuleList(
+            TransformerBlock(
+                attention=self.make_attention(channels),
+                update=self.make_update(settings),
+                lmax=lmax,
+                channels=channels,
+                drop_path=drop_path,
+                proj_drop=proj_drop,
+            )
+            for _ in range(num_layers)
+        )
+        self.norm = EquivariantLayerNorm(lmax, channels)
+        init_weights(self, weight_init)
+
+    def make_attention(
+        self, out_channels: int, lmax_out: int | None = None, out_bias: bool = True
+    ) -> EquiformerV2Attention:
+        """Graph attention of this backbone's settings; the force head asks for one too."""
+        s = self.message_settings
+        return EquiformerV2Attention(
+            channels=self.channels,
+            hidden_channels=s.hidden_channels,
+            num_heads=s.num_heads,
+            alpha_channels=s.alpha_channels,
+            value_channels=s.value_channels,
+            lmax=self.lmax,
+            mmax=self.mmax,
+            max_num_elements=self.max_num_elements,
+            edge_channels=s.edge_channels,
+            num_distance_basis=self.num_distance_basis,
+            out_channels=out_channels,
+            rule=s.activation_rule.build(self.lmax),
+            alpha_drop=self.alpha_drop if lmax_out is None else 0.0,
+            lmax_out=lmax_out,
+            out_bias=out_bias,
+        )
+
+    def make_update(self, settings: Any) -> nn.Module:
+        """Update block of one layer; called once a layer with the subclass's settings."""
+        raise NotImplementedError
+
+    def forward(self, data) -> dict[str, Any]:
+        """Embed a batch of systems (fairchem ``AtomicData``).
+
+        Returns
+        -------
+        dict
+            ``node_embedding`` [N, (lmax+1)**2, C]; ``edge_index`` [2, E]; ``edge_scalars``
+            [E, B]; ``wigner`` [E, R, (lmax+1)**2]; ``atomic_numbers`` [N]; ``batch`` [N];
+            ``gate_probabilities`` (name to [N, experts]) when a head asked for them.
+        """
+        conservative = self.regress_config.forces and not self.regress_config.direct_forces
+        with torch.set_grad_enabled(conservative or torch.is_grad_enabled()):
+            if conservative:
+                data.pos.requires_grad_(True)
+                if self.regress_config.stress:
+                    data.cell.requires_grad_(True)
+            return self._embed(data)
+
+    def _embed(self, data) -> dict[str, Any]:
+        atomic_numbers = data.atomic_numbers.long()
+        if not atomic_numbers.is_cuda:
+            self._check_elements(atomic_numbers)
+        num_graphs = data.natoms.numel()
+        graph = self.radius_graph(data)
+        edge_scalars = self.distance_basis(graph.distance)
+        wigner = self.edge_frame(graph.vec)
+
+        x = nn.functional.pad(
+            self.atom_embedding(atomic_numbers)[:, None], (0, 0, 0, (self.lmax + 1) ** 2 - 1)
+        )
+        x = x + self.edge_degree_embedding(
+            atomic_numbers, edge_scalars, graph.edge_index, wigner, len(atomic_numbers)
+        )
+        arguments = (
+            atomic_numbers, edge_scalars, graph.edge_index, wigner, data.batch, num_graphs
+        )  # fmt: skip
+        embedding: dict[str, Any] = {}
+        if self.record_gates:
+            with GateRecorder(self) as recorder:
+                x = self._run_blocks(x, *arguments)
+            embedding["gate_probabilities"] = recorder.probabilities
+        else:
+            x = self._run_blocks(x, *arguments)
+        return embedding | {
+            "node_embedding": self.norm(x),
+            "edge_index": graph.edge_index,
+            "edge_scalars": edge_scalars,
+            "wigner": wigner,
+            "atomic_numbers": atomic_numbers,
+            "batch": data.batch,
+        }
+
+    def _run_blocks(self, x: torch.Tensor, *arguments: Any) -> torch.Tensor:
+        recompute = self.activation_checkpointing and torch.is_grad_enabled()
+        for block in self.blocks:
+            x = checkpoint(block, x, *arguments, use_reentrant=False) if recompute else block(
+                x, *arguments
+            )  # fmt: skip
+        return x
+
+    def _check_elements(self, atomic_numbers: torch.Tensor) -> None:
+        wrong = (atomic_numbers < 1) | (atomic_numbers >= self.max_num_elements)
+        if wrong.any():
+            z = sorted(set(atomic_numbers[wrong].tolist()))
+            raise DataError(
+                f"atomic numbers {z} are outside this model's range 1.."
+                f"{self.max_num_elements - 1}; remove these structures or train with a larger "
+                "model.backbone.max_num_elements"
+            )
+
+    # fairchem's interface ---------------------------------------------------------------------
+
+    @classmethod
+    def build_inference_settings(cls, settings) -> dict[str, Any]:
+        """Overrides of the backbone's configuration for inference."""
+        overrides: dict[str, Any] = {}
+        if settings.activation_checkpointing is not None:
+            overrides["activation_checkpointing"] = settings.activation_checkpointing
+        if settings.external_graph_gen is not None:
+            overrides["otf_graph"] = not settings.external_graph_gen
+        return overrides
+
+    def get_default_untrained_tasks(self, checkpoint_tasks, inference_settings) -> list:
+        """No property is added at inference without being asked for."""
+        return []
+
+    def validate_tasks(self, dataset_to_tasks) -> None:
+        """Refuse tasks on derivatives that this model does not compute."""
+        for tasks in dataset_to_tasks.values():
+            for task in tasks:
+                if task.property == "forces" and not self.regress_config.forces:
+                    raise ConfigError(
+                        f"task '{task.name}' needs forces, but model.backbone.regress_forces is "
+                        "false; set it to true"
+                    )
+
+    def prepare_for_inference(self, data, settings) -> EquiformerV2Backbone:
+        """Nothing to prepare."""
+        return self
+
+    def on_predict_check(self, data) -> None:
+        """Nothing to check: positions and elements are checked on the way in."""
+
+    def validate_atoms_data(self, atoms, task_name: str) -> None:
+        """Check an ASE structure and set the charge and spin that fairchem expects.
+
+        Raises
+        ------
+        DataError
+            For elements outside the model's range, or positions or cell that are not finite.
+        """
+        self._check_elements(torch.as_tensor(atoms.numbers))
+        for name, array in (("positions", atoms.positions), ("cell", atoms.cell.array)):
+            if not torch.isfinite(torch.as_tensor(array)).all():
+                raise DataError(f"the structure's {name} are not finite; remove or repair it")
+        if len(atoms) and atoms.pbc.any() and abs(atoms.cell.complete().volume) < 1e-6:
+            raise DataError("the structure is periodic but its cell has no volume; set its cell")
+        atoms.info.setdefault("charge", 0)
+        atoms.info.setdefault("spin", 0)
+
+
+@registry.register_model("est_eqv2")
+class EquiformerV2EST(EquiformerV2Backbone):
+    """EquiformerV2's message block and the EST update block: the paper's S2EF model (section 4.1).
+
+    ``update`` takes the keys of :class:`est_ocp.models.settings.UpdateSettings`.
+    """
+
+    update_settings = UpdateSettings
+
+    def make_update(self, settings: UpdateSettings) -> nn.Module:
+        """EST update block."""
+        options = dict(vars(settings))
+        rule = options.pop("rule").build(self.lmax)
+        return ESTUpdateBlock(self.channels, self.lmax, rule, **options)
+
+
+@registry.register_model("eqv2")
+class EquiformerV2Baseline(EquiformerV2Backbone):
+    """EquiformerV2 with its own grid feed-forward block: the baseline, same message block.
+
+    ``update`` takes the keys of :class:`est_ocp.models.settings.GridUpdateSettings`.
+    """
+
+    update_settings = GridUpdateSettings
+
+    def make_update(self, settings: GridUpdateSettings) -> nn.Module:
+        """EquiformerV2's feed-forward block."""
+        rule = settings.rule.build(self.lmax)
+        return GridFeedForward(
+            self.channels, settings.hidden_channels, self.channels, self.lmax, rule
+        )

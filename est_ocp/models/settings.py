@@ -1,0 +1,144 @@
+"""Typed settings of the backbones: defaults, meaning and validation in one place.
+
+A YAML mapping becomes one of these through :func:`from_mapping`, which refuses unknown keys by
+naming the nearest valid one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, TypeVar
+
+from est_ocp.errors import ConfigError, unknown_keys
+from est_ocp.sphere import SphereRule, make_rule
+
+T = TypeVar("T")
+
+
+def from_mapping(cls: type[T], given: Mapping[str, Any] | T | None, where: str) -> T:
+    """Build a settings dataclass from a (possibly nested) mapping.
+
+    Parameters
+    ----------
+    cls : type
+        A dataclass of this module.
+    given : mapping, instance of ``cls``, or None
+        Values that differ from the defaults.
+    where : str
+        Name for error messages, e.g. ``"backbone.graph"``.
+
+    Raises
+    ------
+    ConfigError
+        On an unknown key, a wrong kind of value, or a value out of range.
+    """
+    if isinstance(given, cls):
+        return given
+    if given is None:
+        return cls()
+    if not isinstance(given, Mapping):
+        raise ConfigError(f"{where} must be a mapping of settings, not {type(given).__name__}")
+    known = {f.name: f for f in fields(cls)}
+    unknown_keys(given, known, where)
+    values = {}
+    for key, value in given.items():
+        nested = known[key].metadata.get("settings")
+        values[key] = from_mapping(nested, value, f"{where}.{key}") if nested else value
+    try:
+        return cls(**values)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from None
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(message)
+
+
+@dataclass
+class GraphSettings:
+    """Radius graph. ``cutoff`` in Angstrom; ``max_neighbors`` per atom.
+
+    ``strict_max_neighbors=False`` keeps every neighbour as near as the farthest one kept, so that
+    ties (symmetric slabs) are not broken by the order of atoms: needed for exact equivariance.
+    """
+
+    cutoff: float = 12.0
+    max_neighbors: int = 20
+    strict_max_neighbors: bool = False
+    radius_pbc_version: int = 2
+
+    def __post_init__(self) -> None:
+        _require(self.cutoff > 0, f"cutoff must be positive (Angstrom), got {self.cutoff}")
+        _require(self.max_neighbors > 0, f"max_neighbors must be >= 1, got {self.max_neighbors}")
+        _require(
+            self.radius_pbc_version in (1, 2, 3),
+            f"radius_pbc_version must be 1, 2 or 3, got {self.radius_pbc_version}",
+        )
+
+
+@dataclass
+class RuleSettings:
+    """Points on the sphere: see :func:`est_ocp.sphere.make_rule`."""
+
+    kind: str = "design"
+    num_points: int | list[int] = 128
+
+    def build(self, lmax: int) -> SphereRule:
+        """Return the points and weights, from the shipped or cached sets where possible."""
+        points = self.num_points
+        if not isinstance(points, int):
+            points = tuple(int(n) for n in points)
+        return make_rule(self.kind, points, lmax=lmax)
+
+
+def _rule(kind: str, num_points: int) -> Any:
+    return field(
+        default_factory=lambda: RuleSettings(kind, num_points), metadata={"settings": RuleSettings}
+    )
+
+
+@dataclass
+class MessageSettings:
+    """EquiformerV2's graph attention (fairchem's ``equiformer_v2`` names in brackets).
+
+    ``hidden_channels`` [attn_hidden_channels], ``alpha_channels`` [attn_alpha_channels],
+    ``value_channels`` [attn_value_channels], ``edge_channels`` [edge_channels];
+    ``activation_rule``: points on which the S2 activation acts [grid_resolution].
+    """
+
+    hidden_channels: int = 64
+    num_heads: int = 8
+    alpha_channels: int = 64
+    value_channels: int = 16
+    edge_channels: int = 128
+    activation_rule: RuleSettings = _rule("lebedev", 110)
+
+
+@dataclass
+class UpdateSettings:
+    """EST update block: see :class:`est_ocp.nn.ESTUpdateBlock` for every option."""
+
+    rule: RuleSettings = _rule("design", 128)
+    hidden_channels: int | None = None
+    num_heads: int = 1
+    relative_orientation: bool = True
+    inverse: str = "quadrature"
+    num_spherical_experts: int = 2
+    spherical_expert_channels: int = 512
+    num_steerable_experts: int = 4
+    steerable_expert_channels: int = 256
+    top_k: int | None = None
+    gate: str = "linear"
+    scalar_path: bool = False
+    random_rotation: bool = False
+    use_attention: bool = True
+
+
+@dataclass
+class GridUpdateSettings:
+    """EquiformerV2's own grid feed-forward block, the baseline for the EST update."""
+
+    hidden_channels: int = 128
+    rule: RuleSettings = _rule("lebedev", 110)

@@ -1,0 +1,61 @@
+"""Collect the experts' gate probabilities of a network during a forward pass."""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+import torch
+from torch import nn
+
+from est_ocp.nn.expert_gate import ExpertGate, ExpertGateMLP
+
+
+class GateRecorder:
+    """Context manager that records the output of every expert gate inside a module.
+
+    Hooks live only inside the ``with`` block, so nothing is kept on the module itself.
+
+    Parameters
+    ----------
+    module : Module
+        Network whose gates are recorded.
+
+    Attributes
+    ----------
+    probabilities : dict of str to Tensor [N, E]
+        Gate module's name to its output in the last forward pass, with its autograd history.
+
+    Examples
+    --------
+    >>> with GateRecorder(network) as gates:
+    ...     y = network(x)
+    >>> usage = {name: p.mean(0) for name, p in gates.probabilities.items()}
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._gates = [
+            (name, gate)
+            for name, gate in module.named_modules()
+            if isinstance(gate, ExpertGate | ExpertGateMLP)
+        ]
+        self._handles: list[torch.utils.hooks.RemovableHandle] = []
+        self.probabilities: dict[str, torch.Tensor] = {}
+
+    def __enter__(self) -> GateRecorder:
+        for name, gate in self._gates:
+
+            def record(_module, _inputs, output, name=name):
+                self.probabilities[name] = output
+
+            self._handles.append(gate.register_forward_hook(record))
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
