@@ -21,21 +21,26 @@ class SO3Linear(nn.Module):
     lmax : int
         Largest degree of the features.
     bias : bool
-        Add a bias to the scalars.
+        Add a bias to the scalars. Without scalars (``lmin > 0``) there is none.
+    lmin : int
+        Smallest degree of the features, which then hold ``(lmax+1)**2 - lmin**2`` coefficients.
 
     Attributes
     ----------
-    weight : Tensor [lmax + 1, out_channels, in_channels]
+    weight : Tensor [lmax + 1 - lmin, out_channels, in_channels]
     bias : Tensor [out_channels] or None
     """
 
-    def __init__(self, in_channels: int, out_channels: int, lmax: int, bias: bool = True) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, lmax: int, bias: bool = True, lmin: int = 0
+    ) -> None:
         super().__init__()
         self.in_channels = in_channels
         self.out_channels = out_channels
+        self.lmin = lmin
         self.lmax = lmax
-        self.weight = nn.Parameter(torch.empty(lmax + 1, out_channels, in_channels))
-        if bias:
+        self.weight = nn.Parameter(torch.empty(lmax + 1 - lmin, out_channels, in_channels))
+        if bias and lmin == 0:
             self.bias = nn.Parameter(torch.empty(out_channels))
         else:
             self.register_parameter("bias", None)
@@ -49,16 +54,18 @@ class SO3Linear(nn.Module):
             nn.init.zeros_(self.bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Map ``x`` [N, (lmax+1)**2, in_channels] to [N, (lmax+1)**2, out_channels]."""
+        """Map ``x`` [N, I, in_channels] to [N, I, out_channels], I = (lmax+1)**2 - lmin**2."""
         outputs = []
-        for degree in range(self.lmax + 1):
-            block = x[:, degree * degree : (degree + 1) * (degree + 1)]
+        offset = self.lmin * self.lmin
+        for degree in range(self.lmin, self.lmax + 1):
+            block = x[:, degree * degree - offset : (degree + 1) * (degree + 1) - offset]
             bias = self.bias if degree == 0 else None
-            outputs.append(nn.functional.linear(block, self.weight[degree], bias))
+            outputs.append(nn.functional.linear(block, self.weight[degree - self.lmin], bias))
         return torch.cat(outputs, dim=1)
 
     def extra_repr(self) -> str:
+        degrees = f"lmax={self.lmax}" if self.lmin == 0 else f"lmin={self.lmin}, lmax={self.lmax}"
         return (
             f"in_channels={self.in_channels}, out_channels={self.out_channels}, "
-            f"lmax={self.lmax}, bias={self.bias is not None}"
+            f"{degrees}, bias={self.bias is not None}"
         )
