@@ -55,9 +55,10 @@ def repulsed_points(points: Tensor, max_steps: int = 3000, tolerance: float = 1e
 
 def _energy_and_force(points: Tensor) -> tuple[Tensor, Tensor]:
     """Coulomb energy and force on each point."""
-    difference = points[:, None] - points[None]
-    square = difference.square().sum(dim=-1)
+    square = 2 - 2 * (points @ points.T)
     square.fill_diagonal_(torch.inf)
-    inverse = square.rsqrt()
-    force = (difference * inverse.pow(3)[..., None]).sum(dim=1)
+    # coincident points would otherwise give a tiny negative square, and NaN
+    inverse = square.clamp(min=1e-30).rsqrt()
+    cube = inverse * inverse * inverse
+    force = cube.sum(dim=1, keepdim=True) * points - cube @ points
     return inverse.sum() / 2, force
