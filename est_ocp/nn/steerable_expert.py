@@ -1,0 +1,138 @@
+"""Degree-wise feed-forward experts, all of them in two matrix products per degree."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from est_ocp.nn.gate_activation import GateActivation
+
+
+def _degree_wise_linear(
+    x: torch.Tensor, weight: torch.Tensor, scalar_bias: torch.Tensor
+) -> torch.Tensor:
+    """Map ``x`` [N, (L+1)**2, I] with one matrix per degree, ``weight`` [L+1, O, I].
+
+    ``scalar_bias`` [O] or [N, 1, O] is added to the scalars.
+    """
+    blocks = [
+        nn.functional.linear(x[:, degree * degree : (degree + 1) * (degree + 1)], matrix)
+        for degree, matrix in enumerate(weight)
+    ]
+    blocks[0] = blocks[0] + scalar_bias.to(blocks[0].dtype)
+    return torch.cat(blocks, dim=1)
+
+
+class SteerableExperts(nn.Module):
+    """Gate-weighted sum of strictly equivariant feed-forward networks (paper, section 3.2.3).
+
+    One expert is a degree-wise linear map ``C -> H``, the Gate activation (SiLU on scalars,
+    sigmoids of ``W_g x_{l=0} + b_g`` on higher degrees) and a degree-wise linear map ``H -> C``.
+    As in :class:`SphericalExperts` the experts' probabilities multiply the hidden activations,
+    here inside the small tensor of gates, and the second map sums over the experts.
+
+    The weights start uniform in ``+-1/sqrt(fan-in of one expert)``, the second times `gain`;
+    biases start at zero.
+
+    Parameters
+    ----------
+    channels : int
+        Width C of the features.
+    hidden_channels : int
+        Hidden width H of one expert.
+    num_experts : int
+        Number E of experts.
+    lmax : int
+        Largest degree.
+    gain : float
+        Factor on the second weight at the start, see :class:`MixtureOfHybridExperts`.
+
+    Attributes
+    ----------
+    weight_in : Parameter [lmax + 1, E, H, C]
+    bias_in : Parameter [E, H]
+    weight_gate : Parameter [lmax, E, H, C] or None
+    bias_gate : Parameter [lmax, E, H] or None
+    weight_out : Parameter [lmax + 1, C, E, H]
+    bias_out : Parameter [E, C]
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        hidden_channels: int,
+        num_experts: int,
+        lmax: int,
+        *,
+        gain: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.channels = channels
+        self.hidden_channels = hidden_channels
+        self.num_experts = num_experts
+        self.lmax = lmax
+        self.gain = gain
+        self.weight_in = nn.Parameter(torch.empty(lmax + 1, num_experts, hidden_channels, channels))
+        self.bias_in = nn.Parameter(torch.empty(num_experts, hidden_channels))
+        if lmax > 0:
+            self.weight_gate = nn.Parameter(
+                torch.empty(lmax, num_experts, hidden_channels, channels)
+            )
+            self.bias_gate = nn.Parameter(torch.empty(lmax, num_experts, hidden_channels))
+        else:
+            self.register_parameter("weight_gate", None)
+            self.register_parameter("bias_gate", None)
+        self.weight_out = nn.Parameter(
+            torch.empty(lmax + 1, channels, num_experts, hidden_channels)
+        )
+        self.bias_out = nn.Parameter(torch.empty(num_experts, channels))
+        self.activation = GateActivation(lmax)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the weights, set the biases to zero."""
+        bound_in = 1.0 / math.sqrt(self.channels)
+        bound_out = self.gain / math.sqrt(self.hidden_channels)
+        nn.init.uniform_(self.weight_in, -bound_in, bound_in)
+        nn.init.uniform_(self.weight_out, -bound_out, bound_out)
+        nn.init.zeros_(self.bias_in)
+        nn.init.zeros_(self.bias_out)
+        if self.weight_gate is not None:
+            nn.init.uniform_(self.weight_gate, -bound_in, bound_in)
+            nn.init.zeros_(self.bias_gate)
+
+    def forward(self, x: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
+        """Apply the experts.
+
+        Parameters
+        ----------
+        x : Tensor [N, (lmax+1)**2, C]
+        gate : Tensor [N, E]
+            Weights of the experts.
+
+        Returns
+        -------
+        Tensor [N, (lmax+1)**2, C]
+        """
+        hidden = _degree_wise_linear(x, self.weight_in.flatten(1, 2), self.bias_in.flatten())
+        weight = gate.repeat_interleave(self.hidden_channels, dim=1)
+        hidden = self.activation(hidden, self._degree_gates(x[:, 0]), weight)
+        bias_out = torch.einsum("ne,ec->nc", gate.to(self.bias_out.dtype), self.bias_out)
+        return _degree_wise_linear(hidden, self.weight_out.flatten(2), bias_out.unsqueeze(1))
+
+    def _degree_gates(self, scalars: torch.Tensor) -> torch.Tensor | None:
+        """Pre-activations [N, lmax, E * H] of the higher degrees' gates."""
+        if self.weight_gate is None:
+            return None
+        gates = nn.functional.linear(
+            scalars, self.weight_gate.flatten(0, 2), self.bias_gate.flatten()
+        )
+        return gates.unflatten(-1, (self.lmax, self.num_experts * self.hidden_channels))
+
+    def extra_repr(self) -> str:
+        return (
+            f"channels={self.channels}, hidden_channels={self.hidden_channels}, "
+            f"num_experts={self.num_experts}, lmax={self.lmax}"
+        )
