@@ -1,0 +1,29 @@
+"""Datasets, samplers and loaders for OC20 in fairchem, and the embedded demonstration set."""
+
+from __future__ import annotations
+
+from est_ocp.data.collate import TaskCollater, collate, drop_repeats
+from est_ocp.data.demo import load_demo_frames, write_demo_set
+from est_ocp.data.frames import SPLITS, Frames
+from est_ocp.data.loader import create_dataset, get_dataloader
+from est_ocp.data.oc20_lmdb import OC20LmdbDataset
+from est_ocp.data.sampler import FixedSizeBatchSampler, MaxAtomsBatchSampler
+from est_ocp.data.unpickle import safe_loads
+from est_ocp.data.write_lmdb import write_oc20_lmdb
+
+__all__ = [
+    "SPLITS",
+    "FixedSizeBatchSampler",
+    "Frames",
+    "MaxAtomsBatchSampler",
+    "OC20LmdbDataset",
+    "TaskCollater",
+    "collate",
+    "create_dataset",
+    "drop_repeats",
+    "get_dataloader",
+    "load_demo_frames",
+    "safe_loads",
+    "write_demo_set",
+    "write_oc20_lmdb",
+]

@@ -1,0 +1,119 @@
+"""Batches of systems with a target for every task."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from fairchem.core.datasets.atomic_data import AtomicData
+from fairchem.core.units.mlip_unit.mlip_unit import mt_collater_adapter
+
+from est_ocp.errors import ConfigError, DataError
+
+#: Tasks that have no label: their target is zero.
+AUXILIARY_TASKS = ("expert_balance",)
+
+
+class TaskCollater:
+    """Callable that turns a list of systems into one batch.
+
+    It adds to fairchem's ``MTCollater`` zero targets for auxiliary tasks, clear errors, and batches
+    without labels for prediction. The given systems are not altered.
+
+    Parameters
+    ----------
+    tasks : sequence of Task
+        fairchem's task objects; they are not altered.
+    auxiliary : iterable of str
+        Names of tasks whose target is zero (a loss on the head's output alone).
+    allow_missing_targets : bool
+        Fill in infinity, which fairchem's losses and metrics leave out, where a system lacks a
+        label: for test splits. Otherwise that is an error.
+    """
+
+    def __init__(
+        self,
+        tasks: Sequence[Any],
+        auxiliary: Iterable[str] = AUXILIARY_TASKS,
+        allow_missing_targets: bool = False,
+    ) -> None:
+        if not tasks:
+            raise ConfigError("collate needs at least one task; give it the run's tasks")
+        self.tasks = [task for task in tasks if not task.inference_only]
+        self.auxiliary = frozenset(auxiliary)
+        self.allow_missing_targets = allow_missing_targets
+        self.datasets = {name for task in self.tasks for name in task.datasets}
+        self._collater = mt_collater_adapter(list(tasks))
+
+    def __call__(self, systems: list[AtomicData]) -> AtomicData:
+        return self._collater([self._complete(system) for system in systems])
+
+    def _complete(self, system: AtomicData) -> AtomicData:
+        # A shallow copy with its own set of keys: the system may be cached by its dataset.
+        result = copy.copy(system)
+        result.__keys__ = set(system.__keys__)
+        name = system.get("dataset", None)
+        name = name[0] if isinstance(name, list) and name else name
+        if name not in self.datasets:
+            raise DataError(
+                f"sample {system.sid[0]} belongs to dataset '{name}', which no task lists "
+                f"({', '.join(sorted(self.datasets))}); make dataset_name and the tasks agree"
+            )
+        result.dataset = name
+        for task in self.tasks:
+            if name not in task.datasets or task.name in result:
+                continue
+            if task.name in self.auxiliary:
+                result[task.name] = _filled(task, system, 0.0)
+            elif self.allow_missing_targets:
+                result[task.name] = _filled(task, system, torch.inf)
+            else:
+                raise DataError(
+                    f"sample {system.sid[0]} of dataset '{name}' has no '{task.name}', which a "
+                    "task needs; use labelled data, key_mapping, or allow_missing_targets: true "
+                    "to predict"
+                )
+        return result
+
+
+def collate(
+    tasks: Sequence[Any],
+    auxiliary: Iterable[str] = AUXILIARY_TASKS,
+    allow_missing_targets: bool = False,
+) -> TaskCollater:
+    """Return the ``collate_fn`` of a data loader; see :class:`TaskCollater`."""
+    return TaskCollater(tasks, auxiliary, allow_missing_targets)
+
+
+def drop_repeats(sample_ids: torch.Tensor) -> torch.Tensor:
+    """Return the positions of the first occurrence of every sample, ascending.
+
+    Ranks repeat a few samples so that all have equally many batches; evaluation gathers the
+    results of all ranks and keeps these positions.
+
+    Parameters
+    ----------
+    sample_ids : Tensor, int64 [n]
+        ``batch.sample_id`` of one split, gathered.
+
+    Returns
+    -------
+    Tensor, int64 [number of different ids]
+    """
+    order = torch.argsort(sample_ids, stable=True)
+    ordered = sample_ids[order]
+    first = torch.ones_like(ordered, dtype=torch.bool)
+    first[1:] = ordered[1:] != ordered[:-1]
+    return order[first].sort().values
+
+
+def _filled(task: Any, system: AtomicData, value: float) -> torch.Tensor:
+    """Return a constant target of the task's shape: [1] or [1, ...] by system, [N, ...] by atom."""
+    dim = list(task.out_spec.dim)
+    if task.level == "atom":
+        shape = [system.num_nodes, *dim]
+    else:
+        shape = [1] if dim in ([], [1]) else [1, *dim]
+    return torch.full(shape, value, dtype=system.pos.dtype)

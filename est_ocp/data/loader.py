@@ -1,0 +1,90 @@
+"""Data loaders and datasets of several splits."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from fairchem.core.common import distutils, gp_utils
+from fairchem.core.datasets.mt_concat_dataset import ConcatDataset, create_concat_dataset
+from omegaconf import OmegaConf
+from torch.utils.data import DataLoader, Dataset
+
+
+def get_dataloader(
+    dataset: Dataset,
+    batch_sampler_fn: Callable[..., Any],
+    collate_fn: Callable[..., Any],
+    num_workers: int = 0,
+    prefetch_factor: int | None = None,
+    persistent_workers: bool = True,
+    multiprocessing_context: str | None = "fork",
+    pin_memory: bool | None = None,
+) -> DataLoader:
+    """Build a loader for this data-parallel rank.
+
+    Workers live through epochs and evaluations, and are forked, so that they need not import
+    everything again. Forking is safe with :class:`~est_ocp.data.OC20LmdbDataset`: it has no file
+    open until its first read in each process.
+
+    Parameters
+    ----------
+    dataset : Dataset
+        Usually from :func:`create_dataset`.
+    batch_sampler_fn : callable
+        Called with ``dataset``, ``num_replicas`` and ``rank``.
+    collate_fn : callable
+        See :func:`est_ocp.data.collate`.
+    num_workers : int
+        Loader processes; 0 reads in this process.
+    prefetch_factor : int, optional
+        Batches each worker prepares ahead (torch's default: 2).
+    persistent_workers : bool
+        Keep workers between epochs.
+    multiprocessing_context : str, optional
+        How workers start. None, or a way that this system lacks: the system's default.
+    pin_memory : bool, optional
+        By default, if a CUDA device is there.
+    """
+    if gp_utils.initialized():
+        num_replicas, rank = gp_utils.get_dp_world_size(), gp_utils.get_dp_rank()
+    else:
+        num_replicas, rank = distutils.get_world_size(), distutils.get_rank()
+    if multiprocessing_context not in multiprocessing.get_all_start_methods():
+        multiprocessing_context = None
+    workers = num_workers > 0
+    return DataLoader(
+        dataset,
+        batch_sampler=batch_sampler_fn(dataset=dataset, num_replicas=num_replicas, rank=rank),
+        collate_fn=collate_fn,
+        num_workers=num_workers,
+        persistent_workers=persistent_workers and workers,
+        prefetch_factor=prefetch_factor if workers else None,
+        multiprocessing_context=multiprocessing_context if workers else None,
+        pin_memory=torch.cuda.is_available() if pin_memory is None else pin_memory,
+    )
+
+
+def create_dataset(dataset_configs: Mapping[str, Any]) -> ConcatDataset:
+    """Join the splits of dataset configurations, every sample exactly once.
+
+    fairchem's temperature sampling multiplies lengths by ratios that may round to just below one,
+    which drops a sample; here each ratio is exactly one.
+
+    Parameters
+    ----------
+    dataset_configs : mapping
+        Dataset name to its configuration with ``splits``, as fairchem's
+        ``create_concat_dataset`` takes.
+
+    Returns
+    -------
+    ConcatDataset
+        Its samples carry ``dataset_name`` "{dataset}.{split}".
+    """
+    config = OmegaConf.create(dict(dataset_configs))
+    names = [f"{dataset}.{split}" for dataset, entry in config.items() for split in entry.splits]
+    sampling = {"type": "explicit", "ratios": dict.fromkeys(names, 1.0)}
+    return create_concat_dataset(config, {"sampling": sampling})

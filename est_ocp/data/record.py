@@ -1,0 +1,188 @@
+"""One OC20 record (a dict of fields) to a checked fairchem ``AtomicData``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from fairchem.core.datasets.atomic_data import AtomicData
+
+from est_ocp.errors import DataError
+
+#: Cells below this volume (cubic Angstrom) have no usable periodic images.
+MIN_CELL_VOLUME = 1e-3
+
+#: Names of the labels, newest first: OC20's files changed them over the years.
+ENERGY_NAMES = {"s2ef": ("energy", "y"), "is2re": ("y_relaxed", "energy_relaxed", "energy")}
+FORCE_NAMES = ("forces", "force")
+
+
+def to_atomic_data(
+    fields: Mapping[str, Any], *, task: str, index: int, where: str, max_num_elements: int = 100
+) -> AtomicData:
+    """Build the ``AtomicData`` of an OC20 record.
+
+    Parameters
+    ----------
+    fields : mapping
+        ``pos`` [N, 3] and ``atomic_numbers`` [N] are required; ``cell`` [1, 3, 3] or [3, 3],
+        ``tags`` [N], ``fixed`` [N], ``natoms``, ``pbc``, ``sid``, ``fid`` and labels are optional
+        (Angstrom, eV, eV/Angstrom).
+    task : {"s2ef", "is2re"}
+        Which labels to read.
+    index : int
+        Index in the dataset: becomes ``sample_id``, and ``sid`` where the record has none.
+    where : str
+        Name of the record for error messages.
+    max_num_elements : int
+        Atomic numbers from 1 to ``max_num_elements - 1`` are accepted.
+
+    Returns
+    -------
+    AtomicData
+        float32 positions as stored (not wrapped), ``energy`` [1] and ``forces`` [N, 3] where the
+        record has them, ``sid`` ("sid" or "sid_fid") and ``sample_id`` [1]. For IS2RE also
+        ``energy_initial`` [1] and ``pos_relaxed`` [N, 3] where the record has them.
+
+    Raises
+    ------
+    DataError
+        If the structure or a label cannot be used.
+    """
+    pos = _floats(fields, "pos", where)
+    if pos is None:
+        raise DataError(f"{where} has no 'pos'; it is not an OC20 structure record")
+    if pos.ndim != 2 or pos.shape[1] != 3:
+        raise DataError(f"{where} has positions of shape {list(pos.shape)}, not [N, 3]")
+    count = pos.shape[0]
+    if count == 0:
+        raise DataError(f"{where} has no atoms; remove it from the dataset")
+    if "natoms" in fields and int(fields["natoms"]) != count:
+        raise DataError(f"{where} says natoms = {int(fields['natoms'])} but has {count} positions")
+    numbers = _atomic_numbers(fields, count, max_num_elements, where)
+    pbc = torch.as_tensor(fields.get("pbc", [True] * 3), dtype=torch.bool).reshape(1, 3)
+    cell = _cell(fields, bool(pbc.any()), where)
+
+    energy = _label(fields, ENERGY_NAMES[task], (1,), where)
+    forces = _label(fields, FORCE_NAMES, (count, 3), where) if task == "s2ef" else None
+    data = AtomicData(
+        pos=pos.float(),
+        atomic_numbers=numbers,
+        cell=cell.float(),
+        pbc=pbc,
+        natoms=torch.tensor([count]),
+        edge_index=torch.empty(2, 0, dtype=torch.long),
+        cell_offsets=torch.empty(0, 3),
+        nedges=torch.zeros(1, dtype=torch.long),
+        charge=torch.zeros(1, dtype=torch.long),
+        spin=torch.zeros(1, dtype=torch.long),
+        fixed=_per_atom(fields, "fixed", count, where),
+        tags=_per_atom(fields, "tags", count, where),
+        energy=energy,
+        forces=forces,
+        sid=_identifier(fields, task, index),
+    )
+    data.sample_id = torch.tensor([index])
+    if task == "is2re":
+        initial = _label(fields, ("y_init",), (1,), where)
+        relaxed = _label(fields, ("pos_relaxed",), (count, 3), where)
+        if initial is not None:
+            data.energy_initial = initial
+        if relaxed is not None:
+            data.pos_relaxed = relaxed
+    return data
+
+
+def _floats(fields: Mapping[str, Any], name: str, where: str) -> torch.Tensor | None:
+    """Return a field as float64, checked to be finite."""
+    if fields.get(name) is None:
+        return None
+    try:
+        value = torch.as_tensor(fields[name]).detach().double()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DataError(f"{where} has a '{name}' that is not numeric ({error})") from error
+    finite = torch.isfinite(value)
+    if not bool(finite.all()):
+        bad = int((~finite).sum())
+        raise DataError(
+            f"{where} has {bad} values in '{name}' that are not finite; remove or repair the record"
+        )
+    return value
+
+
+def _label(
+    fields: Mapping[str, Any], names: Iterable[str], shape: tuple[int, ...], where: str
+) -> torch.Tensor | None:
+    """Return the first label present of ``names`` as float32 of ``shape``, or None."""
+    for name in names:
+        value = _floats(fields, name, where)
+        if value is None:
+            continue
+        if value.numel() != math.prod(shape):
+            raise DataError(
+                f"{where} has '{name}' of shape {list(value.shape)}, not {list(shape)}; "
+                "check that 'task' fits the files"
+            )
+        return value.reshape(shape).float()
+    return None
+
+
+def _atomic_numbers(
+    fields: Mapping[str, Any], count: int, max_num_elements: int, where: str
+) -> torch.Tensor:
+    values = _floats(fields, "atomic_numbers", where)
+    if values is None:
+        raise DataError(f"{where} has no 'atomic_numbers'; it is not an OC20 structure record")
+    values = values.reshape(-1)
+    numbers = values.round().long()
+    if numbers.shape[0] != count:
+        raise DataError(f"{where} has {numbers.shape[0]} atomic numbers for {count} positions")
+    bad = (numbers <= 0) | (numbers >= max_num_elements) | (values != numbers)
+    if bool(bad.any()):
+        raise DataError(
+            f"{where} has atomic number {values[bad][0]:g}; elements 1 to {max_num_elements - 1} "
+            "are accepted (raise max_num_elements here and in the model, or remove the record)"
+        )
+    return numbers
+
+
+def _cell(fields: Mapping[str, Any], periodic: bool, where: str) -> torch.Tensor:
+    cell = _floats(fields, "cell", where)
+    if cell is None:
+        cell = torch.zeros(1, 3, 3, dtype=torch.float64)
+    if cell.numel() != 9:
+        raise DataError(f"{where} has a cell of shape {list(cell.shape)}, not [3, 3]")
+    cell = cell.reshape(1, 3, 3)
+    if periodic and float(torch.linalg.det(cell[0]).abs()) < MIN_CELL_VOLUME:
+        raise DataError(
+            f"{where} is periodic but its cell is missing or has no volume; "
+            "give a cell, or pbc: [false, false, false]"
+        )
+    return cell
+
+
+def _per_atom(fields: Mapping[str, Any], name: str, count: int, where: str) -> torch.Tensor:
+    if fields.get(name) is None:
+        return torch.zeros(count, dtype=torch.long)
+    values = torch.as_tensor(fields[name]).reshape(-1).long()
+    if values.shape[0] != count:
+        raise DataError(f"{where} has {values.shape[0]} '{name}' for {count} positions")
+    return values
+
+
+def _identifier(fields: Mapping[str, Any], task: str, index: int) -> str:
+    """Return "sid_fid" for S2EF frames, "sid" otherwise, as OC20's submissions name them."""
+    if fields.get("sid") is None:
+        return str(index)
+    sid = _text(fields["sid"])
+    if task == "s2ef" and fields.get("fid") is not None:
+        return f"{sid}_{_text(fields['fid'])}"
+    return sid
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    return str(int(torch.as_tensor(value).reshape(-1)[0]))
