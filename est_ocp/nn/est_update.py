@@ -59,6 +59,9 @@ class ESTUpdateBlock(nn.Module):
         Keep only the K largest gate probabilities of a node; default all.
     gate : {"linear", "mlp"}
         Gate of the paper or of the authors' implementation.
+    norm : {"point", "sphere"}
+        Normalise features on the sphere by the standard deviation of each point, as in the paper,
+        or by that of the whole sphere, which is several times more equivariant.
     scalar_path : bool
         Replace the spherical branch's scalars by ``silu(W LayerNorm(h_{l=0}))``, as in the
         authors' implementation.
@@ -97,6 +100,7 @@ class ESTUpdateBlock(nn.Module):
         steerable_expert_channels: int = 256,
         top_k: int | None = None,
         gate: str = "linear",
+        norm: str = "point",
         scalar_path: bool = False,
         random_rotation: bool = False,
         use_attention: bool = True,
@@ -136,6 +140,7 @@ class ESTUpdateBlock(nn.Module):
                 num_heads,
                 relative_orientation,
                 quadrature,
+                norm=norm,
                 fused=fused_attention,
                 # A constant on the sphere is all scalar: nothing of it survives the scalar path.
                 bias=num_spherical_experts > 0 or not scalar_path,
@@ -145,12 +150,14 @@ class ESTUpdateBlock(nn.Module):
             self.mixture = MixtureOfHybridExperts(
                 width,
                 lmax,
+                rule,
                 num_spherical_experts=num_spherical_experts,
                 spherical_expert_channels=spherical_expert_channels,
                 num_steerable_experts=num_steerable_experts,
                 steerable_expert_channels=steerable_expert_channels,
                 top_k=top_k,
                 gate=gate,
+                norm=norm,
                 spherical_bias=not scalar_path,
             )
         self.scalar_path = None

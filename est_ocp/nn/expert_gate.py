@@ -16,7 +16,9 @@ def keep_top_k(probabilities: torch.Tensor, top_k: int) -> torch.Tensor:
     Parameters
     ----------
     probabilities : Tensor [N, E]
+        Rows that sum to one.
     top_k : int
+        Number K of experts to keep.
 
     Returns
     -------

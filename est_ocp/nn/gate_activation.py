@@ -36,6 +36,7 @@ class GateActivation(nn.Module):
         Parameters
         ----------
         x : Tensor [N, (lmax+1)**2, H]
+            Steerable features.
         gates : Tensor [N, lmax, H] or None
             Pre-activations of the gates of degrees 1 to lmax; None only if lmax is 0.
         weight : Tensor [N, H], optional

@@ -9,8 +9,10 @@ from torch import nn
 
 from est_ocp.errors import ConfigError
 from est_ocp.nn.expert_gate import ExpertGate, ExpertGateMLP
+from est_ocp.nn.sphere_norm import spatial_norm
 from est_ocp.nn.spherical_expert import SphericalExperts
 from est_ocp.nn.steerable_expert import SteerableExperts
+from est_ocp.sphere import SphereRule
 
 GATES = {"linear": ExpertGate, "mlp": ExpertGateMLP}
 
@@ -18,7 +20,7 @@ GATES = {"linear": ExpertGate, "mlp": ExpertGateMLP}
 class MixtureOfHybridExperts(nn.Module):
     """Feed-forward part of EST: experts of two kinds, weighted by one gate (eq. 14 and 48-51).
 
-    The gate reads the node's scalars. Spherical experts act on the layer-normalised feature on the
+    The gate reads the node's scalars. Spherical experts act on the normalised feature on the
     sphere, steerable experts on the coefficients; each kind's gate-weighted sum is returned in
     its own representation, so that one inverse transform serves all spherical experts. Columns
     of the gate: first the spherical, then the steerable experts. With a single expert there is
@@ -32,6 +34,8 @@ class MixtureOfHybridExperts(nn.Module):
     ----------
     channels, lmax : int
         Width and degree of the features.
+    rule : SphereRule
+        Points that the spherical experts act on.
     num_spherical_experts, spherical_expert_channels : int
         Number and hidden width of the spherical experts; number 0 leaves them out.
     num_steerable_experts, steerable_expert_channels : int
@@ -40,6 +44,9 @@ class MixtureOfHybridExperts(nn.Module):
         Keep only the K largest gate probabilities of a node.
     gate : {"linear", "mlp"}
         :class:`ExpertGate` or the authors' :class:`ExpertGateMLP`.
+    norm : {"point", "sphere"}
+        Normalisation before the spherical experts, see
+        :func:`est_ocp.nn.sphere_norm.spatial_norm`.
     spherical_bias : bool
         Output bias of the spherical experts; it only reaches scalars.
 
@@ -58,6 +65,7 @@ class MixtureOfHybridExperts(nn.Module):
         self,
         channels: int,
         lmax: int,
+        rule: SphereRule,
         *,
         num_spherical_experts: int = 2,
         spherical_expert_channels: int = 512,
@@ -65,6 +73,7 @@ class MixtureOfHybridExperts(nn.Module):
         steerable_expert_channels: int = 256,
         top_k: int | None = None,
         gate: str = "linear",
+        norm: str = "point",
         spherical_bias: bool = True,
     ) -> None:
         super().__init__()
@@ -82,10 +91,10 @@ class MixtureOfHybridExperts(nn.Module):
         self.num_steerable_experts = num_steerable_experts
         gain = math.sqrt(num_experts)
         self.gate = GATES[gate](channels, num_experts, top_k) if num_experts > 1 else None
-        self.spherical_norm: nn.LayerNorm | None = None
+        self.spherical_norm: nn.Module | None = None
         self.spherical: SphericalExperts | None = None
         if num_spherical_experts:
-            self.spherical_norm = nn.LayerNorm(channels)
+            self.spherical_norm = spatial_norm(norm, channels, rule)
             self.spherical = SphericalExperts(
                 channels,
                 spherical_expert_channels,
@@ -118,10 +127,8 @@ class MixtureOfHybridExperts(nn.Module):
         spherical : Tensor [N, S, C] or None
             Weighted sum of the spherical experts; None if there are none.
         """
-        if self.gate is None:
-            probabilities = torch.ones_like(x[:, 0, :1])
-        else:
-            probabilities = self.gate(x[:, 0])
+        scalars = x[:, 0]
+        probabilities = scalars.new_ones(len(x), 1) if self.gate is None else self.gate(scalars)
         steerable = spherical = None
         if self.steerable is not None:
             weights = probabilities[:, self.num_spherical_experts :]

@@ -48,13 +48,7 @@ class RandomRotation(ConstantBuffers):
         Tensor [G, (lmax+1)**2, (lmax+1)**2]
             Orthogonal matrices, float32 or float64 as the module.
         """
-        quaternion = torch.randn(
-            num_graphs,
-            4,
-            generator=generator,
-            dtype=self.generators.dtype,
-            device=self.generators.device,
-        )
+        quaternion = self.generators.new_empty(num_graphs, 4).normal_(generator=generator)
         return self.wigner(quaternion)
 
     def wigner(self, quaternion: torch.Tensor) -> torch.Tensor:
@@ -91,7 +85,9 @@ def rotate(x: torch.Tensor, wigner: torch.Tensor) -> torch.Tensor:
     Parameters
     ----------
     x : Tensor [N, I, C]
+        Steerable features.
     wigner : Tensor [N, I, I] or [1, I, I]
+        One matrix a node, or one for all.
 
     Returns
     -------

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from est_ocp.errors import ConfigError
+from est_ocp.nn.sphere_norm import spatial_norm
 from est_ocp.sphere import ConstantBuffers, SphereRule, sphere_attention_bias
 
 
@@ -39,6 +40,8 @@ class SphericalAttention(ConstantBuffers):
         Add the relative orientation embedding.
     quadrature : bool
         Add the logarithm of the weights. Off, every point counts the same, as in the paper.
+    norm : {"point", "sphere"}
+        Normalisation before q, k, v, see :func:`est_ocp.nn.sphere_norm.spatial_norm`.
     fused : bool
         Use PyTorch's fused kernels. They have no second derivative: switch off when gradients
         of gradients are needed (training on forces that are derivatives of an energy).
@@ -59,6 +62,7 @@ class SphericalAttention(ConstantBuffers):
         relative_orientation: bool = True,
         quadrature: bool = True,
         *,
+        norm: str = "point",
         fused: bool = True,
         bias: bool = True,
     ) -> None:
@@ -75,7 +79,7 @@ class SphericalAttention(ConstantBuffers):
         self.quadrature = quadrature
         self.fused = fused
         self.scale = 1.0 / math.sqrt(self.head_channels)
-        self.norm = nn.LayerNorm(channels)
+        self.norm = spatial_norm(norm, channels, rule)
         self.qkv = nn.Linear(channels, 3 * channels, bias=False)
         self.out = nn.Linear(channels, channels, bias=bias)
         self.register_constant(

@@ -107,6 +107,7 @@ class SphericalExperts(nn.Module):
         Parameters
         ----------
         f : Tensor [N, S, C]
+            Normalised feature on the sphere.
         gate : Tensor [N, E]
             Weights of the experts.
 

@@ -109,6 +109,7 @@ class SteerableExperts(nn.Module):
         Parameters
         ----------
         x : Tensor [N, (lmax+1)**2, C]
+            Steerable features.
         gate : Tensor [N, E]
             Weights of the experts.
 

@@ -27,6 +27,7 @@ VARIANTS = {
     "plain_softmax": {"quadrature": False},
     "top_k": {"top_k": 3},
     "mlp_gate": {"gate": "mlp"},
+    "sphere_norm": {"norm": "sphere"},
     "scalar_path": {"scalar_path": True},
     "random_rotation": {"random_rotation": True},
     "explicit_attention": {"fused_attention": False},
@@ -285,6 +286,7 @@ class TestRandomRotation:
         ({"num_heads": 3}, "num_heads = 3"),
         ({"top_k": 1}, "top_k = 1"),
         ({"inverse": "magic"}, "magic"),
+        ({"norm": "batch"}, "unknown norm 'batch'"),
     ],
 )
 def test_contradictions_are_refused(options, message):

@@ -6,8 +6,10 @@ import torch
 from est_ocp.errors import ConfigError
 from est_ocp.nn.expert_gate import ExpertGate, ExpertGateMLP
 from est_ocp.nn.mixture_of_experts import MixtureOfHybridExperts
+from est_ocp.sphere import make_rule
 from tests.tolerances import TOL
 
+RULE = make_rule("fibonacci", 20)
 SIZES = {"spherical_expert_channels": 12, "steerable_expert_channels": 10}
 
 
@@ -22,7 +24,14 @@ def inputs(lmax=2, num_points=20):
 def test_both_kinds_share_one_gate(gate, top_k):
     x, f = inputs()
     module = MixtureOfHybridExperts(
-        6, 2, num_spherical_experts=2, num_steerable_experts=3, top_k=top_k, gate=gate, **SIZES
+        6,
+        2,
+        RULE,
+        num_spherical_experts=2,
+        num_steerable_experts=3,
+        top_k=top_k,
+        gate=gate,
+        **SIZES,
     ).double()
     steerable, spherical = module(x, f)
     probabilities = module.gate(x[:, 0])
@@ -35,12 +44,12 @@ def test_both_kinds_share_one_gate(gate, top_k):
 
 def test_absent_kinds_have_no_parameters_and_no_output():
     x, f = inputs()
-    steerable_only = MixtureOfHybridExperts(6, 2, num_spherical_experts=0, **SIZES).double()
+    steerable_only = MixtureOfHybridExperts(6, 2, RULE, num_spherical_experts=0, **SIZES).double()
     assert not any("spherical" in name for name, _ in steerable_only.named_parameters())
     steerable, spherical = steerable_only(x)
     assert steerable.shape == x.shape
     assert spherical is None
-    spherical_only = MixtureOfHybridExperts(6, 2, num_steerable_experts=0, **SIZES).double()
+    spherical_only = MixtureOfHybridExperts(6, 2, RULE, num_steerable_experts=0, **SIZES).double()
     assert not any("steerable" in name for name, _ in spherical_only.named_parameters())
     steerable, spherical = spherical_only(x, f)
     assert spherical.shape == f.shape
@@ -50,7 +59,7 @@ def test_absent_kinds_have_no_parameters_and_no_output():
 def test_a_single_expert_has_no_gate():
     x, _ = inputs()
     module = MixtureOfHybridExperts(
-        6, 2, num_spherical_experts=0, num_steerable_experts=1, **SIZES
+        6, 2, RULE, num_spherical_experts=0, num_steerable_experts=1, **SIZES
     ).double()
     assert module.gate is None
     expected = module.steerable(x, torch.ones(4, 1, dtype=torch.float64))
@@ -66,7 +75,7 @@ def test_scale_at_the_start_does_not_depend_on_the_number_of_experts(kind):
         numbers = {"num_spherical_experts": 0, "num_steerable_experts": 0}
         numbers[f"num_{kind}_experts"] = num_experts
         module = MixtureOfHybridExperts(
-            32, 2, spherical_expert_channels=64, steerable_expert_channels=64, **numbers
+            32, 2, RULE, spherical_expert_channels=64, steerable_expert_channels=64, **numbers
         )
         steerable, spherical = module(x, f)
         y = spherical if kind == "spherical" else steerable
@@ -86,4 +95,4 @@ def test_scale_at_the_start_does_not_depend_on_the_number_of_experts(kind):
 )
 def test_impossible_options_are_refused(options, message):
     with pytest.raises(ConfigError, match=message):
-        MixtureOfHybridExperts(6, 2, **options)
+        MixtureOfHybridExperts(6, 2, RULE, **options)
