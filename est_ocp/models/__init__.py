@@ -1,0 +1,22 @@
+"""Backbones and heads registered with fairchem, addressed by short name or dotted path."""
+
+from __future__ import annotations
+
+from est_ocp.models.equiformer_v2 import (
+    EquiformerV2Backbone,
+    EquiformerV2Baseline,
+    EquiformerV2EST,
+)
+from est_ocp.models.heads import BalanceHead, ConservativeHead, EnergyHead, ForceHead
+from est_ocp.models.hydra import ESTHydraModel
+
+__all__ = [
+    "BalanceHead",
+    "ConservativeHead",
+    "ESTHydraModel",
+    "EnergyHead",
+    "EquiformerV2Backbone",
+    "EquiformerV2Baseline",
+    "EquiformerV2EST",
+    "ForceHead",
+]

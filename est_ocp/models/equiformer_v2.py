@@ -110,7 +110,6 @@ class EquiformerV2Backbone(nn.Module, BackboneInterface):
             raise ConfigError(f"model.backbone: mmax must lie in 0..lmax={lmax}, got {mmax}")
         self.lmax, self.mmax, self.channels = lmax, mmax, channels
         self.max_num_elements = max_num_elements
-        self.alpha_drop = alpha_drop
         self.weight_init = weight_init
         self.activation_checkpointing = activation_checkpointing
         self.record_gates = False
@@ -137,7 +136,7 @@ class EquiformerV2Backbone(nn.Module, BackboneInterface):
         )
         self.blocks = nn.ModuleList(
             TransformerBlock(
-                attention=self.make_attention(channels),
+                attention=self.make_attention(channels, alpha_drop),
                 update=self.make_update(settings),
                 lmax=lmax,
                 channels=channels,
@@ -150,7 +149,7 @@ class EquiformerV2Backbone(nn.Module, BackboneInterface):
         init_weights(self, weight_init)
 
     def make_attention(
-        self, out_channels: int, lmax_out: int | None = None, out_bias: bool = True
+        self, out_channels: int, alpha_drop: float = 0.0, **degrees_out: Any
     ) -> EquiformerV2Attention:
         """Graph attention of this backbone's settings; the force head asks for one too."""
         s = self.message_settings
@@ -167,9 +166,8 @@ class EquiformerV2Backbone(nn.Module, BackboneInterface):
             num_distance_basis=self.num_distance_basis,
             out_channels=out_channels,
             rule=s.activation_rule.build(self.lmax),
-            alpha_drop=self.alpha_drop if lmax_out is None else 0.0,
-            lmax_out=lmax_out,
-            out_bias=out_bias,
+            alpha_drop=alpha_drop,
+            **degrees_out,
         )
 
     def make_update(self, settings: Any) -> nn.Module:
@@ -184,7 +182,7 @@ class EquiformerV2Backbone(nn.Module, BackboneInterface):
         dict
             ``node_embedding`` [N, (lmax+1)**2, C]; ``edge_index`` [2, E]; ``edge_scalars``
             [E, B]; ``wigner`` [E, R, (lmax+1)**2]; ``atomic_numbers`` [N]; ``batch`` [N];
-            ``gate_probabilities`` (name to [N, experts]) when a head asked for them.
+            ``gates`` (:class:`est_ocp.nn.GateRecorder`) when a head asked for them.
         """
         conservative = self.regress_config.forces and not self.regress_config.direct_forces
         with torch.set_grad_enabled(conservative or torch.is_grad_enabled()):
@@ -216,7 +214,7 @@ class EquiformerV2Backbone(nn.Module, BackboneInterface):
         if self.record_gates:
             with GateRecorder(self) as recorder:
                 x = self._run_blocks(x, *arguments)
-            embedding["gate_probabilities"] = recorder.probabilities
+            embedding["gates"] = recorder
         else:
             x = self._run_blocks(x, *arguments)
         return embedding | {
@@ -310,7 +308,9 @@ class EquiformerV2EST(EquiformerV2Backbone):
         """EST update block."""
         options = dict(vars(settings))
         rule = options.pop("rule").build(self.lmax)
-        return ESTUpdateBlock(self.channels, self.lmax, rule, **options)
+        # Conservative training differentiates twice, which fused attention kernels cannot.
+        fused = self.regress_config.direct_forces or not self.regress_config.forces
+        return ESTUpdateBlock(self.channels, self.lmax, rule, fused_attention=fused, **options)
 
 
 @registry.register_model("eqv2")

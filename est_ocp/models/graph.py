@@ -96,6 +96,11 @@ class RadiusGraph:
                 "graph parallelism is not supported by est-ocp backbones; set "
                 "job.graph_parallel_group_size to null"
             )
+        # Under autocast fairchem's periodic offsets would be products in bfloat16: errors of 0.1 A.
+        with torch.autocast(data.pos.device.type, enabled=False):
+            return self._build(data)
+
+    def _build(self, data) -> Graph:
         pbc = self._pbc(data)
         if not self.otf_graph:
             out = get_pbc_distances(

@@ -78,7 +78,7 @@ class EnergyHead(nn.Module, HeadInterface):
 class ForceHead(nn.Module, HeadInterface):
     """Direct forces ``{"forces": [N, 3]}``: EquiformerV2's graph attention with vector output.
 
-    Only degrees 0 and 1 are rotated back from the edges' frames, so every parameter contributes.
+    Only degree 1 is computed and rotated back from the edges' frames, so every parameter counts.
     """
 
     def __init__(self, backbone: nn.Module) -> None:
@@ -88,7 +88,7 @@ class ForceHead(nn.Module, HeadInterface):
                 "ForceHead predicts forces directly; set model.backbone.direct_forces to true or "
                 "use est_ocp.models.ConservativeHead"
             )
-        self.attention = backbone.make_attention(1, lmax_out=1, out_bias=False)
+        self.attention = backbone.make_attention(1, lmin_out=1, lmax_out=1, out_bias=False)
         init_weights(self, backbone.weight_init)
 
     @property
@@ -105,7 +105,7 @@ class ForceHead(nn.Module, HeadInterface):
             emb["edge_index"],
             emb["wigner"],
         )
-        return {"forces": out[:, 1:4, 0].to(data.pos.dtype)}
+        return {"forces": out[:, :, 0].to(data.pos.dtype)}
 
 
 @registry.register_model("est_conservative_head")
@@ -165,12 +165,15 @@ class BalanceHead(nn.Module, HeadInterface):
 
     def forward(self, data, emb) -> dict[str, torch.Tensor]:
         """Mean over the layers of the balance loss of each system."""
-        gates = emb["gate_probabilities"]
+        gates = emb["gates"].records
         if not gates:
             raise ConfigError(
                 "BalanceHead found no expert gates; use it with the backbone "
                 "est_ocp.models.EquiformerV2EST and at least two experts"
             )
         num_graphs = data.natoms.numel()
-        losses = [load_balance_loss(p, emb["batch"], num_graphs) for p in gates.values()]
+        losses = [
+            load_balance_loss(probabilities, gate.top_k, emb["batch"], num_graphs)
+            for gate, probabilities in gates.values()
+        ]
         return {"expert_balance": torch.stack(losses).mean(0)}

@@ -22,14 +22,15 @@ class GateRecorder:
 
     Attributes
     ----------
-    probabilities : dict of str to Tensor [N, E]
-        Gate module's name to its output in the last forward pass, with its autograd history.
+    records : dict of str to (Module, Tensor [N, E])
+        By the gate's name: the gate, and its output in the last forward pass with its autograd
+        history.
 
     Examples
     --------
     >>> with GateRecorder(network) as gates:
     ...     y = network(x)
-    >>> usage = {name: p.mean(0) for name, p in gates.probabilities.items()}
+    >>> usage = {name: p.mean(0) for name, (gate, p) in gates.records.items()}
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -39,13 +40,13 @@ class GateRecorder:
             if isinstance(gate, ExpertGate | ExpertGateMLP)
         ]
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
-        self.probabilities: dict[str, torch.Tensor] = {}
+        self.records: dict[str, tuple[nn.Module, torch.Tensor]] = {}
 
     def __enter__(self) -> GateRecorder:
         for name, gate in self._gates:
 
-            def record(_module, _inputs, output, name=name):
-                self.probabilities[name] = output
+            def record(module, _inputs, output, name=name):
+                self.records[name] = (module, output)
 
             self._handles.append(gate.register_forward_hook(record))
         return self
