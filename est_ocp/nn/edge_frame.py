@@ -18,10 +18,12 @@ class EdgeFrame(nn.Module):
     sorts them at once, and its transpose undoes all three, up to the factors of
     :func:`est_ocp.nn.coefficient_index.truncation_rescale`.
 
-    The remaining angle about the edge follows from the edge alone, by a formula that is smooth
-    everywhere but at -y, where it switches charts smoothly; training and evaluation agree, and
-    values and gradients are finite at the poles. Edges shorter than 1e-8 count as pointing at +y
-    and pass no gradient. Frames are computed in at least float32, also under autocast.
+    The remaining angle about the edge is a function of the edge alone, so training and evaluation
+    agree, and values and gradients are finite for every direction, the poles included. No such
+    function is continuous on the whole sphere; this one jumps where the edge crosses z = 0 away
+    from the poles. Only what depends on the angle sees that: the aliasing of S2 activations.
+    Edges shorter than 1e-8 count as pointing at +y and pass no gradient. Frames are computed in at
+    least float32, also under autocast.
 
     Parameters
     ----------
@@ -55,7 +57,7 @@ class EdgeFrame(nn.Module):
         Returns
         -------
         Tensor [E, R, (lmax+1)**2]
-            float32 or float64; R orders-major rows.
+            float32 or float64; R order-major rows.
         """
         from est_ocp.nn._fairchem_kernels import direction_to_quaternion
 
