@@ -58,10 +58,11 @@ def print_table() -> None:
         shown = f"{rule.num_points}"
         if kind == "product":
             shown += f" ({size[0]}x{size[1]})"
-        error = SphericalTransform(rule, lmax=4).round_trip_error
+        fits = rule.num_points >= 25
+        error = f"{SphericalTransform(rule, lmax=4).round_trip_error:.0e}" if fits else "-"
         print(
             f"| {kind} | {shown} | {rule.degree} | {rule.min_angle:.1f} "
-            f"| {cap_discrepancy(rule):.2e} | {error:.0e} |"
+            f"| {cap_discrepancy(rule):.5f} | {error} |"
         )
 
 

@@ -8,6 +8,7 @@ there if possible.
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import tempfile
 import warnings
@@ -58,8 +59,8 @@ def shipped_file(kind: str, num_points: int) -> Path:
 def cached_points(kind: str, num_points: int, compute: Callable[[int], Tensor]) -> Tensor:
     """Points of equal weight from the shipped files, the cache, or else computed.
 
-    Many processes may call this at once: files appear whole (written aside, then renamed), and a
-    process that finds a file when it is done computing uses that file's points.
+    Many processes may call this at once: files appear whole, and all processes end up with the
+    points of the one that was first to write them.
 
     Parameters
     ----------
@@ -88,22 +89,22 @@ def cached_points(kind: str, num_points: int, compute: Callable[[int], Tensor]) 
             return points
     points = compute(num_points)
     try:
+        save_points(path, points, replace=_is_damaged(path, num_points))
         return load_points(path, num_points)
-    except _UNREADABLE:
-        try:
-            save_points(path, points)
-        except OSError as error:
-            warnings.warn(
-                f"cannot keep the points of {kind}-{num_points} in {path.parent} ({error}); set "
-                f"{ENVIRONMENT_VARIABLE} to a directory that can be written, or every process "
-                "computes them again",
-                stacklevel=3,
-            )
-    return points
+    except _UNREADABLE as error:
+        warnings.warn(
+            f"cannot keep the points of {kind}-{num_points} in {path.parent} ({error}); set "
+            f"{ENVIRONMENT_VARIABLE} to a directory that can be written, or every process "
+            "computes them again",
+            stacklevel=3,
+        )
+        return points
 
 
-def save_points(path: Path, points: Tensor) -> None:
+def save_points(path: Path, points: Tensor, replace: bool = True) -> None:
     """Write a point set so that no reader ever sees part of a file.
+
+    The file is written aside under another name and takes its own name in one step.
 
     Parameters
     ----------
@@ -111,6 +112,8 @@ def save_points(path: Path, points: Tensor) -> None:
         Destination; its directory is made.
     points : Tensor
         ``[S, 3]``, float64.
+    replace : bool
+        Whether to replace a file of that name; otherwise the first one written stays.
 
     Raises
     ------
@@ -124,10 +127,10 @@ def save_points(path: Path, points: Tensor) -> None:
         with os.fdopen(handle, "wb") as stream:
             np.savez(stream, points=array, sha256=np.array(_digest(array)))
         os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
+        if replace or not _link(temporary, path):
+            os.replace(temporary, path)
+    finally:
         Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def load_points(path: Path, num_points: int) -> Tensor:
@@ -152,7 +155,8 @@ def load_points(path: Path, num_points: int) -> Tensor:
     ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error
         If it is damaged.
     """
-    with np.load(path, allow_pickle=False) as stored:
+    # from memory, so that a damaged archive leaves no open file behind
+    with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as stored:
         array, digest = stored["points"], str(stored["sha256"])
     if array.shape != (num_points, 3) or array.dtype != np.float64 or _digest(array) != digest:
         raise ConfigError(f"{path} does not hold the {num_points} points it was written with")
@@ -160,6 +164,27 @@ def load_points(path: Path, num_points: int) -> Tensor:
     weights = torch.full((num_points,), 1 / num_points, dtype=torch.float64, device="cpu")
     check_points(points, weights, path.name)
     return points
+
+
+def _link(source: str, path: Path) -> bool:
+    """Give a file its name unless the name is taken; False where links are not supported."""
+    try:
+        os.link(source, path)
+    except FileExistsError:
+        return True
+    except OSError:
+        return False
+    return True
+
+
+def _is_damaged(path: Path, num_points: int) -> bool:
+    try:
+        load_points(path, num_points)
+    except FileNotFoundError:
+        return False
+    except _UNREADABLE:
+        return True
+    return False
 
 
 def _read_or_warn(path: Path, num_points: int) -> Tensor | None:

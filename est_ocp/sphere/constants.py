@@ -34,10 +34,12 @@ class ConstantBuffers(nn.Module):
         Raises
         ------
         TypeError
-            If the value is not float64.
+            If the value is not float64, or has no data because it was made on the meta device.
         """
         if value.dtype != torch.float64:
             raise TypeError(f"constant '{name}' must be computed in float64, got {value.dtype}")
+        if value.is_meta:
+            raise TypeError(f"constant '{name}' has no data; compute it with device='cpu'")
         original = value.detach().to("cpu", copy=True)
         self._float64_constants[name] = original
         dtype = _constant_dtype(torch.get_default_dtype())

@@ -27,8 +27,6 @@ RESIDUAL = 1e-12
 ATTEMPTS = 3
 #: Conditions beyond the number of free coordinates that are still worth an attempt.
 SPARE_CONDITIONS = 1
-#: Steps in which the squared error must at least halve, or the attempt is given up.
-CHECK_EVERY = 25
 
 
 def design_points(num_points: int) -> Tensor:
@@ -116,12 +114,16 @@ def _solve(
 ) -> Tensor | None:
     """Levenberg-Marquardt on the residuals; None unless a zero is found."""
     degrees = [d for d in range(1, degree + 1) if group.num_invariants(d) > 0]
+    if not degrees:
+        return _expand(group, free, special)
     residual, jacobian = _residual(group, free, special, degrees)
     error = residual.square().sum()
     damping = 1e-3
     reference = error
+    patience = 10 + len(free) // 4
     for count in range(max_steps):
-        if count % CHECK_EVERY == CHECK_EVERY - 1:
+        if count % patience == patience - 1:
+            # an attempt that no longer halves its error is in a local minimum
             if error > reference / 2 and error > RESIDUAL:
                 return None
             reference = error

@@ -82,7 +82,8 @@ def symmetry_groups() -> list[SymmetryGroup]:
     axes = torch.cat([identity, -identity])
     corners = torch.stack([half @ _vector(1, 1, 1) for half in half_turns]) / math.sqrt(3)
     cube = torch.cat([corners, -corners])
-    edges = _orbit(octahedral, _vector(1, 1, 0) / math.sqrt(2))
+    pairs = [(a, b) for a, b in combinations(axes, 2) if not torch.equal(a, -b)]
+    edges = torch.stack([a + b for a, b in pairs]) / math.sqrt(2)
     return [
         SymmetryGroup("plain", identity[None], (), 3),
         SymmetryGroup("antipodal", torch.stack([identity, -identity]), (), 3),
@@ -93,9 +94,3 @@ def symmetry_groups() -> list[SymmetryGroup]:
 
 def _vector(*components: float) -> Tensor:
     return torch.tensor(components, dtype=torch.float64, device="cpu")
-
-
-def _orbit(elements: Tensor, point: Tensor) -> Tensor:
-    """Distinct images of a point."""
-    images = elements @ point
-    return torch.unique((images * 1e6).round(), dim=0) / (images * 1e6).round().norm(dim=-1)[0]
