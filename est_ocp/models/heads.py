@@ -39,9 +39,7 @@ class NodeEnergy(nn.Module):
         self.reduce = reduce
         self.mlp = nn.Sequential(nn.Linear(channels, channels), nn.SiLU(), nn.Linear(channels, 1))
 
-    def forward(
-        self, x: torch.Tensor, batch: torch.Tensor, natoms: torch.Tensor
-    ) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, batch: torch.Tensor, natoms: torch.Tensor) -> torch.Tensor:
         """Energies [B] from features [N, I, C], graph numbers [N] and sizes [B]."""
         node_energy = self.mlp(x[:, 0]).squeeze(-1)
         total = node_energy.new_zeros(natoms.numel()).index_add(0, batch, node_energy)

@@ -6,9 +6,9 @@ from fairchem.core.common.registry import registry
 from fairchem.core.models.base import HydraModel
 from torch import nn
 
-from est_ocp.nn import EquivariantLayerNorm
+from est_ocp.nn import EquivariantLayerNorm, SphereNorm
 
-_UNDECAYED = (nn.LayerNorm, nn.Embedding, EquivariantLayerNorm)
+_UNDECAYED = (nn.LayerNorm, nn.Embedding, EquivariantLayerNorm, SphereNorm)
 
 
 def undecayed_parameters(module: nn.Module) -> set[str]:

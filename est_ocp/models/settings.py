@@ -131,6 +131,7 @@ class UpdateSettings:
     steerable_expert_channels: int = 256
     top_k: int | None = None
     gate: str = "linear"
+    norm: str = "sphere"
     scalar_path: bool = False
     random_rotation: bool = False
     use_attention: bool = True

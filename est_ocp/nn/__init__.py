@@ -21,6 +21,7 @@ from est_ocp.nn.radial_basis import GaussianBasis
 from est_ocp.nn.radial_mlp import RadialMLP
 from est_ocp.nn.so2_convolution import SO2Convolution
 from est_ocp.nn.so3_linear import SO3Linear
+from est_ocp.nn.sphere_norm import SphereNorm
 from est_ocp.nn.spherical_attention import SphericalAttention
 from est_ocp.nn.spherical_expert import SphericalExperts
 from est_ocp.nn.steerable_expert import SteerableExperts
@@ -43,6 +44,7 @@ __all__ = [
     "RadialMLP",
     "SO2Convolution",
     "SO3Linear",
+    "SphereNorm",
     "SphericalAttention",
     "SphericalExperts",
     "SteerableExperts",

@@ -13,11 +13,6 @@ import torch
 from torch import nn
 
 try:
-    from fairchem.core.models.uma.common.quaternion.quaternion_utils import (
-        quaternion_edge_to_y_stable,
-        quaternion_multiply,
-        quaternion_y_rotation,
-    )
     from fairchem.core.models.uma.common.quaternion.quaternion_wigner_utils import (
         create_wigner_data_module,
     )
@@ -65,16 +60,3 @@ class QuaternionWigner(nn.Module):
             U_blocks=self.tables.U_blocks,
             custom_kernels=self.tables.custom_kernels,
         )
-
-
-def direction_to_quaternion(
-    direction: torch.Tensor, roll: torch.Tensor | None = None
-) -> torch.Tensor:
-    """Unit quaternions [E, 4] of rotations that turn unit vectors [E, 3] onto +y.
-
-    ``roll`` [E], in radians, adds a rotation about +y afterwards.
-    """
-    quaternion = quaternion_edge_to_y_stable(direction)
-    if roll is None:
-        return quaternion
-    return quaternion_multiply(quaternion_y_rotation(roll), quaternion)

@@ -18,12 +18,14 @@ class EdgeFrame(nn.Module):
     sorts them at once, and its transpose undoes all three, up to the factors of
     :func:`est_ocp.nn.coefficient_index.truncation_rescale`.
 
-    The remaining angle about the edge is a function of the edge alone, so training and evaluation
-    agree, and values and gradients are finite for every direction, the poles included. No such
-    function is continuous on the whole sphere; this one jumps where the edge crosses z = 0 away
-    from the poles. Only what depends on the angle sees that: the aliasing of S2 activations.
-    Edges shorter than 1e-8 count as pointing at +y and pass no gradient. Frames are computed in at
-    least float32, also under autocast.
+    The remaining angle about the edge follows from the edge alone: the edge takes the shortest
+    way onto +y, and edges within 36 degrees of -y, where that way is not unique, turn by 180
+    degrees about x first. Training and evaluation agree, and values and gradients are finite
+    everywhere. The angle has to jump somewhere (no frame is continuous on the whole sphere); it
+    does so on a circle about -y that holds no direction of high symmetry, so that rounding
+    cannot flip the frames of an ideal slab. Only the S2 activation's aliasing depends on the
+    angle at all. Edges shorter than 1e-8 count as pointing at +y and pass no gradient. Frames
+    are computed in at least float32, also under autocast.
 
     Parameters
     ----------
@@ -59,12 +61,11 @@ class EdgeFrame(nn.Module):
         Tensor [E, R, (lmax+1)**2]
             float32 or float64; R order-major rows.
         """
-        from est_ocp.nn._fairchem_kernels import direction_to_quaternion
-
         with torch.autocast(edge_vec.device.type, enabled=False):
             edge_vec = edge_vec.to(torch.promote_types(edge_vec.dtype, torch.float32))
-            direction = _unit_vectors(edge_vec)
-            quaternion = direction_to_quaternion(direction, roll)
+            quaternion = _direction_to_quaternion(_unit_vectors(edge_vec))
+            if roll is not None:
+                quaternion = _roll(quaternion, roll)
             return self._rows_of(quaternion)
 
     def from_rotation(self, rotation: torch.Tensor) -> torch.Tensor:
@@ -88,6 +89,33 @@ def _unit_vectors(vectors: torch.Tensor, shortest: float = 1e-8) -> torch.Tensor
     axis[:, 1] = 1.0
     scaled = torch.where(usable, vectors / largest.clamp(min=shortest), axis)
     return scaled / scaled.square().sum(dim=-1, keepdim=True).sqrt()
+
+
+#: Edges whose unit vector has y below this use the second chart.
+_CHART_BOUNDARY = -0.8137
+
+
+def _direction_to_quaternion(direction: torch.Tensor) -> torch.Tensor:
+    """Unit quaternions (w, x, y, z) [E, 4] of rotations that turn unit vectors [E, 3] onto +y."""
+    x, y, z = direction.unbind(dim=1)
+    near_pole = y < _CHART_BOUNDARY
+    # The second chart first turns by pi about x, which maps -y onto +y.
+    y = torch.where(near_pole, -y, y)
+    z = torch.where(near_pole, -z, z)
+    norm = torch.sqrt(2 * (1 + y))
+    w, qx, qz = norm / 2, -z / norm, x / norm
+    zero = torch.zeros_like(w)
+    direct = torch.stack((w, qx, zero, qz), dim=1)
+    # (w, qx, 0, qz) times (0, 1, 0, 0), the turn about x.
+    detour = torch.stack((-qx, w, qz, zero), dim=1)
+    return torch.where(near_pole[:, None], detour, direct)
+
+
+def _roll(quaternion: torch.Tensor, angle: torch.Tensor) -> torch.Tensor:
+    """Follow rotations [E, 4] by rotations about +y by angles [E], radians."""
+    c, s = torch.cos(angle / 2), torch.sin(angle / 2)
+    w, x, y, z = quaternion.unbind(dim=1)
+    return torch.stack((c * w - s * y, c * x + s * z, c * y + s * w, c * z - s * x), dim=1)
 
 
 def _rotation_to_quaternion(rotation: torch.Tensor) -> torch.Tensor:

@@ -31,7 +31,9 @@ def crystal() -> Atoms:
 
 def wire() -> Atoms:
     """Periodic along one axis that is not the first."""
-    return Atoms("CO", positions=[[0, 0, 0.2], [0.3, 1.2, 0.1]], cell=[5.0, 3.0, 5.0], pbc=[0, 1, 0])
+    return Atoms(
+        "CO", positions=[[0, 0, 0.2], [0.3, 1.2, 0.1]], cell=[5.0, 3.0, 5.0], pbc=[0, 1, 0]
+    )
 
 
 def single_atom() -> Atoms:

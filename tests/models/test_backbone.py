@@ -46,9 +46,7 @@ def test_every_parameter_receives_a_gradient(make):
     loss = loss + (weights.view(-1, 3) * out["forces"]["forces"]).sum()
     loss.backward()
     dead = [
-        name
-        for name, p in made.named_parameters()
-        if p.grad is None or not p.grad.abs().max() > 0
+        name for name, p in made.named_parameters() if p.grad is None or not p.grad.abs().max() > 0
     ]
     assert not dead
 

@@ -48,7 +48,9 @@ def skewed(seed: int, pbc: tuple[bool, bool, bool]) -> Atoms:
     return Atoms("H5", positions=rng.normal(scale=6.0, size=(5, 3)), cell=cell, pbc=pbc)
 
 
-@pytest.mark.parametrize("pbc", [(True,) * 3, (False,) * 3, (True, True, False), (False, True, False)])
+@pytest.mark.parametrize(
+    "pbc", [(True,) * 3, (False,) * 3, (True, True, False), (False, True, False)]
+)
 @pytest.mark.parametrize("seed", [0, 1])
 def test_matches_ase_for_atoms_outside_a_skewed_cell(pbc, seed):
     atoms = skewed(seed, pbc)
@@ -62,7 +64,13 @@ def test_matches_ase_for_named_systems(make):
 
 
 def test_mixed_batch_equals_single_systems():
-    batch = [systems.slab(), systems.single_atom(), systems.water(), systems.wire(), systems.crystal()]
+    batch = [
+        systems.slab(),
+        systems.single_atom(),
+        systems.water(),
+        systems.wire(),
+        systems.crystal(),
+    ]
     for together, alone in zip(edges_of(batch), (edges_of([a])[0] for a in batch), strict=True):
         np.testing.assert_allclose(together, alone, atol=2e-6)
 

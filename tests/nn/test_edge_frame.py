@@ -162,3 +162,15 @@ def test_compiles_as_one_graph() -> None:
 def test_refuses_more_orders_than_degrees() -> None:
     with pytest.raises(ConfigError, match="mmax=3"):
         EdgeFrame(2, 3)
+
+
+def test_frames_do_not_flip_with_rounding_at_directions_of_high_symmetry() -> None:
+    """Edges along axes and diagonals, as in ideal slabs, moved by rounding errors."""
+    steps = torch.tensor([-1.0, 0.0, 1.0], dtype=torch.float64)
+    edges = torch.cartesian_prod(steps, steps, steps)
+    edges = edges[edges.norm(dim=1) > 0]
+    frame = EdgeFrame(2, 2).double()
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(5):
+        noise = 1e-7 * torch.randn(edges.shape, generator=generator, dtype=torch.float64)
+        assert (frame(edges + noise) - frame(edges)).abs().max() < 1e-5
