@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from functools import partial
 from typing import Any, TypeVar
 
 from est_ocp.errors import ConfigError, unknown_keys
@@ -93,10 +94,7 @@ class RuleSettings:
         return make_rule(self.kind, points, lmax=lmax)
 
 
-def _rule(kind: str, num_points: int) -> Any:
-    return field(
-        default_factory=lambda: RuleSettings(kind, num_points), metadata={"settings": RuleSettings}
-    )
+_RULE = {"settings": RuleSettings}
 
 
 @dataclass
@@ -113,14 +111,16 @@ class MessageSettings:
     alpha_channels: int = 64
     value_channels: int = 16
     edge_channels: int = 128
-    activation_rule: RuleSettings = _rule("lebedev", 110)
+    activation_rule: RuleSettings = field(
+        default_factory=partial(RuleSettings, "lebedev", 110), metadata=_RULE
+    )
 
 
 @dataclass
 class UpdateSettings:
     """EST update block: see :class:`est_ocp.nn.ESTUpdateBlock` for every option."""
 
-    rule: RuleSettings = _rule("design", 128)
+    rule: RuleSettings = field(default_factory=partial(RuleSettings, "design", 128), metadata=_RULE)
     hidden_channels: int | None = None
     num_heads: int = 1
     relative_orientation: bool = True
@@ -142,4 +142,6 @@ class GridUpdateSettings:
     """EquiformerV2's own grid feed-forward block, the baseline for the EST update."""
 
     hidden_channels: int = 128
-    rule: RuleSettings = _rule("lebedev", 110)
+    rule: RuleSettings = field(
+        default_factory=partial(RuleSettings, "lebedev", 110), metadata=_RULE
+    )
