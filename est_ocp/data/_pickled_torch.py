@@ -2,8 +2,8 @@
 
 An ordinary pickle holds a tensor as a call of ``_rebuild_tensor_v2`` on a storage, and the storage
 as the bytes of a nested ``torch.save`` in its first (not zipped) format: four pickles (magic
-number, version, machine, the storage's persistent id), a list of keys, then the raw numbers. Reading
-these here costs a quarter of ``torch.load(weights_only=True)``, and names what it refuses.
+number, version, machine, the storage's persistent id), a list of keys, then the raw numbers.
+Reading these here costs a quarter of ``torch.load(weights_only=True)``, and names what it refuses.
 """
 
 from __future__ import annotations

@@ -12,6 +12,8 @@ from fairchem.core.datasets.mt_concat_dataset import ConcatDataset, create_conca
 from omegaconf import OmegaConf
 from torch.utils.data import DataLoader, Dataset
 
+from est_ocp.errors import ESTError
+
 
 def get_dataloader(
     dataset: Dataset,
@@ -83,8 +85,19 @@ def create_dataset(dataset_configs: Mapping[str, Any]) -> ConcatDataset:
     -------
     ConcatDataset
         Its samples carry ``dataset_name`` "{dataset}.{split}".
+
+    Raises
+    ------
+    ConfigError, DataError
+        As the datasets themselves raise them.
     """
     config = OmegaConf.create(dict(dataset_configs))
     names = [f"{dataset}.{split}" for dataset, entry in config.items() for split in entry.splits]
     sampling = {"type": "explicit", "ratios": dict.fromkeys(names, 1.0)}
-    return create_concat_dataset(config, {"sampling": sampling})
+    try:
+        return create_concat_dataset(config, {"sampling": sampling})
+    except ValueError as error:
+        # fairchem wraps every ValueError in a plain one, which hides the kind of ours.
+        if isinstance(error.__cause__, ESTError):
+            raise error.__cause__ from None
+        raise

@@ -167,7 +167,8 @@ def _parts(shards: LmdbShards, workers: int) -> Iterator[np.ndarray]:
             yield np.array([_count_one(shards, index) for index in range(start, stop)], np.int64)
         shards.close()
         return
-    context = multiprocessing.get_context("spawn")
+    # Forked, since a new interpreter would import everything again; no file is open here.
+    context = multiprocessing.get_context("fork")
     with ProcessPoolExecutor(workers, mp_context=context) as pool:
         yield from pool.map(_count_file, shards.files)
 

@@ -96,11 +96,10 @@ def _refusal(name: str) -> str:
 
 
 def _allow_list() -> dict[tuple[str, str], Any]:
-    plain = (set, frozenset, complex, bool, int, float, str, list, tuple, dict)
-    allowed: dict[tuple[str, str], Any] = {("builtins", kind.__name__): kind for kind in plain}
-    allowed |= {("__builtin__", kind.__name__): kind for kind in plain}
-    allowed[("__builtin__", "unicode")] = str
-    allowed[("__builtin__", "long")] = int
+    plain = (set, frozenset, complex, bool, int, float, list, tuple, dict)
+    allowed: dict[tuple[str, str], Any] = {
+        (module, kind.__name__): kind for module in ("builtins", "__builtin__") for kind in plain
+    }
     for name in ("OrderedDict", "defaultdict", "deque"):
         allowed[("collections", name)] = getattr(collections, name)
     allowed[("_codecs", "encode")] = _Call(_encode_latin1)
