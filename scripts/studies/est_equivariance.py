@@ -75,7 +75,8 @@ def full_cases() -> list[Case]:
         for inverse in ("diagonal", "least_squares")
     ]
     cases += [Case(kind, 128, norm="sphere") for kind in ("repulsion", "design")]
-    return [*cases, Case("lebedev", 146, norm="sphere")]
+    cases += [Case("lebedev", 146, norm="sphere")]
+    return [*cases, Case("repulsion", 128, inverse="least_squares", norm="sphere")]
 
 
 def quick_cases() -> list[Case]:
