@@ -1,0 +1,30 @@
+"""What training adds to fairchem: a runner, callbacks and a learning-rate schedule.
+
+Everything is addressed from YAML by its dotted path, e.g. ``est_ocp.training.ProgressBar``.
+"""
+
+from __future__ import annotations
+
+from est_ocp.training.checkpoint import (
+    SafeCheckpoint,
+    latest_checkpoint,
+    resume_command,
+)
+from est_ocp.training.expert_usage import ExpertUsageLog
+from est_ocp.training.metrics_log import MetricsLog
+from est_ocp.training.non_finite import StopOnNonFiniteLoss
+from est_ocp.training.progress import ProgressBar
+from est_ocp.training.runner import TrainRunner
+from est_ocp.training.schedule import cosine_schedule
+
+__all__ = [
+    "ExpertUsageLog",
+    "MetricsLog",
+    "ProgressBar",
+    "SafeCheckpoint",
+    "StopOnNonFiniteLoss",
+    "TrainRunner",
+    "cosine_schedule",
+    "latest_checkpoint",
+    "resume_command",
+]

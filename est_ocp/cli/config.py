@@ -1,0 +1,53 @@
+"""Resolve configs exactly as the ``fairchem`` command does, with errors in one line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from est_ocp.errors import ConfigError, ESTError
+
+
+def resolve(config: str | Path, overrides: list[str] | None = None) -> Any:
+    """Return the canonical config of a YAML file and Hydra overrides.
+
+    Raises
+    ------
+    ConfigError
+        If the file is missing or does not resolve.
+    """
+    if not Path(config).is_file():
+        raise ConfigError(f"config file {config} does not exist")
+    import yaml
+    from fairchem.core._cli import get_hydra_config_from_yaml
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        return get_hydra_config_from_yaml(str(config), list(overrides or []))
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
+        text = " ".join(str(error).split())
+        raise ConfigError(f"{config} does not resolve: {text}") from error
+
+
+def instantiate(node: Any, what: str) -> Any:
+    """Build what a config node describes; our own errors come through without Hydra's frame.
+
+    Raises
+    ------
+    ESTError
+        The error of the thing itself, or a ConfigError naming it.
+    """
+    import hydra
+    from hydra.errors import HydraException
+
+    try:
+        return hydra.utils.instantiate(node)
+    except HydraException as error:
+        cause: BaseException | None = error
+        while cause is not None:
+            if isinstance(cause, ESTError):
+                raise cause from None
+            cause = cause.__cause__ or cause.__context__
+        text = " ".join(str(error).split())
+        raise ConfigError(f"{what} cannot be built: {text}") from error

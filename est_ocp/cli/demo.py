@@ -1,0 +1,85 @@
+"""``est-ocp demo``: from nothing to a report in a few minutes on two processor cores."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import subprocess
+import sys
+import time
+from importlib.resources import as_file, files
+from pathlib import Path
+
+from est_ocp.errors import ESTError
+
+NOTE = (
+    "Demonstration on slabs with adsorbates that are labelled by the universal potential CHGNet, "
+    "not by DFT: it shows that the parts work together, not what the model reaches on OC20."
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the subcommand."""
+    parser.add_argument("--out", default="demo", help="folder for everything (%(default)s)")
+    parser.add_argument(
+        "overrides", nargs="*", help="Hydra overrides of the training, e.g. steps=100"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the demonstration."""
+    out = Path(arguments.out)
+    started = time.perf_counter()
+    from est_ocp.data import write_demo_set
+
+    _say("1/4  data", f"est-ocp data demo --out {out / 'data'}")
+    write_demo_set(out / "data")
+
+    run_id = time.strftime("%Y%m%d-%H%M%S")
+    run_dir = out / "runs" / run_id
+    with as_file(files("est_ocp.configs") / "demo_s2ef.yaml") as packaged:
+        own = Path("configs/demo/s2ef.yml")
+        config = own if own.is_file() else packaged
+        train = [
+            "fairchem",
+            "--config",
+            str(config),
+            f"data.root={out / 'data'}",
+            f"job.run_dir={out / 'runs'}",
+            f"job.timestamp_id={run_id}",
+            *arguments.overrides,
+        ]
+        _say("2/4  training", shlex.join(train))
+        _fairchem(train[1:], out / "training.log")
+
+    from est_ocp.cli.evaluate import evaluate
+    from est_ocp.cli.report import make_report
+
+    _say("3/4  evaluation", f"est-ocp evaluate --checkpoint {run_dir}")
+    evaluate(run_dir)
+    _say("4/4  report", f"est-ocp report {run_dir} --out {out / 'report'}")
+    commands = [
+        f"est-ocp data demo --out {out / 'data'}",
+        shlex.join(train),
+        f"est-ocp evaluate --checkpoint {run_dir}",
+        f"est-ocp report {run_dir} --out {out / 'report'}",
+    ]
+    page = make_report(run_dir, out / "report", commands=commands, note=NOTE)
+    print(f"\nreport: {page}  ({time.perf_counter() - started:.0f} s in all)")
+    return 0
+
+
+def _say(what: str, command: str) -> None:
+    print(f"\n== {what}\n$ {command}", flush=True)
+
+
+def _fairchem(arguments: list[str], log: Path) -> None:
+    """Run fairchem with its own log in a file, and its progress bar on the screen."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    program = Path(sys.executable).with_name("fairchem")
+    environment = os.environ | {"EST_OCP_LOG": str(log)}
+    with log.open("w") as file:
+        code = subprocess.call([str(program), *arguments], stdout=file, env=environment)
+    if code:
+        raise ESTError(f"training ended with code {code}; its log is {log}")

@@ -1,0 +1,53 @@
+"""Group a model's parameters by the part of the architecture that they belong to."""
+
+from __future__ import annotations
+
+import re
+
+from torch import nn
+
+#: Parts of one block, in order; the first pattern that a parameter's name matches is its part.
+_BLOCK_PARTS = (
+    ("norms", r"^norm"),
+    ("message attention", r"^attention\."),
+    ("gate", r"gate\."),
+    ("steerable experts", r"steerable"),
+    ("spherical experts", r"spherical_expert|experts_on_sphere"),
+    ("spherical attention", r"attention"),
+    ("update, other", r""),
+)
+_TOP_PARTS = (
+    ("atom embedding", r"^backbone\.atom_embedding"),
+    ("edge degree embedding", r"^backbone\.edge_degree"),
+    ("final norm", r"^backbone\.norm"),
+)
+
+
+def count_parts(model: nn.Module) -> dict[str, int]:
+    """Return the number of parameters of each part; the counts add up to the model's total.
+
+    Parameters
+    ----------
+    model : Module
+        An :class:`est_ocp.models.ESTHydraModel`.
+    """
+    parts: dict[str, int] = {}
+    for name, parameter in model.named_parameters():
+        part = _part_of(name)
+        parts[part] = parts.get(part, 0) + parameter.numel()
+    return parts
+
+
+def _part_of(name: str) -> str:
+    block = re.match(r"backbone\.blocks\.(\d+)\.(.*)", name)
+    if block:
+        number, rest = block.groups()
+        part = next(label for label, pattern in _BLOCK_PARTS if re.search(pattern, rest))
+        return f"block {number}: {part}"
+    head = re.match(r"output_heads\.([^.]+)\.", name)
+    if head:
+        return f"head: {head.group(1)}"
+    for label, pattern in _TOP_PARTS:
+        if re.match(pattern, name):
+            return label
+    return "other"

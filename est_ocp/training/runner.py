@@ -1,0 +1,77 @@
+"""fairchem's training runner with callbacks by name and a clean end on SIGTERM and Ctrl-C."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fairchem.core.components.train.train_runner import TrainEvalRunner
+
+from est_ocp.errors import CheckpointError
+
+
+class TrainRunner(TrainEvalRunner):
+    """Train and evaluate.
+
+    Parameters
+    ----------
+    train_dataloader, eval_dataloader : DataLoader
+    train_eval_unit : MLIPTrainEvalUnit
+    callbacks : mapping of str to Callback, or sequence of Callback, optional
+        A mapping lets the command line change or drop one callback by its name.
+    max_epochs, max_steps : int, optional
+        Length of the training; ``max_steps`` replaces ``max_epochs`` where it is given.
+    **options
+        Those of fairchem's ``TrainEvalRunner``.
+    """
+
+    def __init__(
+        self,
+        train_dataloader: Any,
+        eval_dataloader: Any,
+        train_eval_unit: Any,
+        callbacks: Mapping[str, Any] | Sequence[Any] | None = None,
+        max_epochs: int | None = 1,
+        max_steps: int | None = None,
+        **options: Any,
+    ) -> None:
+        if isinstance(callbacks, Mapping):
+            callbacks = list(callbacks.values())
+        super().__init__(
+            train_dataloader,
+            eval_dataloader,
+            train_eval_unit,
+            callbacks=[c for c in callbacks or () if c is not None],
+            max_epochs=None if max_steps is not None else max_epochs,
+            max_steps=max_steps,
+            **options,
+        )
+
+    def save_state(self, checkpoint_location: str, is_preemption: bool = False) -> bool:
+        """Save, or on a signal link the newest checkpoint as the one to continue from."""
+        # fairchem's signal handler makes this an empty folder, where a link is to be put
+        if (
+            is_preemption
+            and os.path.isdir(checkpoint_location)
+            and not os.path.islink(checkpoint_location)
+        ):
+            os.rmdir(checkpoint_location)
+        return super().save_state(checkpoint_location, is_preemption)
+
+    def load_state(self, checkpoint_location: str | None) -> None:
+        """Continue from a checkpoint, or from the run's newest one where none is named.
+
+        Raises
+        ------
+        CheckpointError
+            If the named folder holds no complete checkpoint.
+        """
+        if checkpoint_location and not os.path.isfile(
+            os.path.join(checkpoint_location, ".metadata")
+        ):
+            raise CheckpointError(
+                f"job.runner_state_path: {checkpoint_location} holds no complete training "
+                "checkpoint; name a folder checkpoints/step_N of an earlier run"
+            )
+        super().load_state(checkpoint_location)

@@ -1,0 +1,130 @@
+"""The command line: subcommands, and errors in one line."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+
+import hydra
+import pytest
+
+from est_ocp.cli.config import resolve
+from est_ocp.cli.info import describe
+from est_ocp.cli.main import COMMANDS, main
+from est_ocp.cli.parts import count_parts
+from est_ocp.training import metrics_file
+from tests.training.launch import CONFIGS, DEBUG
+
+
+def test_help_names_every_subcommand(capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main(["--help"])
+    assert exit_.value.code == 0
+    out = capsys.readouterr().out
+    assert all(name in out for name in COMMANDS)
+    assert "fairchem --config" in out
+
+
+def test_the_command_line_itself_imports_nothing_heavy():
+    code = (
+        "import sys, est_ocp; before = set(sys.modules);"
+        "from est_ocp.cli.main import build_parser; build_parser('evaluate');"
+        "new = {m.split('.')[0] for m in set(sys.modules) - before};"
+        "print(sorted(new - set(sys.stdlib_module_names) - {'est_ocp'}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["info", "nothing.yml"], "nothing.yml does not exist"),
+        (["info", str(DEBUG), "model=nonsense"], "nonsense"),
+        (["info", str(DEBUG), "+model.backbone.lmx=2"], "did you mean 'lmax'"),
+        (["evaluate", "--checkpoint", "nothing.pt"], "nothing.pt does not exist"),
+        (["report", "nowhere"], "nowhere is not a run"),
+        (["resume", "nowhere"], "nowhere is not a run"),
+    ],
+)
+def test_errors_are_one_line_and_code_2(arguments, message, capsys):
+    assert main(arguments) == 2
+    err = capsys.readouterr().err
+    lines = [line for line in err.splitlines() if line.startswith("est-ocp: error:")]
+    assert len(lines) == 1
+    assert message in lines[0]
+    assert "Traceback" not in err
+
+
+def test_debug_shows_the_error_itself():
+    from est_ocp.errors import ConfigError
+
+    with pytest.raises(ConfigError):
+        main(["info", "--debug", "nothing.yml"])
+
+
+def test_info_counts_every_parameter_once(capsys):
+    assert main(["info", str(DEBUG)]) == 0
+    out = capsys.readouterr().out
+    counts = {
+        m[1].strip(): int(m[2].replace(",", ""))
+        for m in re.finditer(r"(?m)^(\S.*?) +([\d,]+)$", out)
+    }
+    total = counts.pop("total")
+    counts.pop("constants (buffers)")
+    assert sum(counts.values()) == total
+    assert "other" not in counts
+    for part in ("message attention", "spherical attention", "steerable experts", "gate"):
+        assert counts[f"block 0: {part}"] > 0
+    assert "24 points" in out
+
+
+def test_parts_of_the_baseline_add_up_too():
+    cfg = resolve(DEBUG, ["model=eqv2_31m", "model.backbone.num_layers=1"])
+    model = hydra.utils.instantiate(cfg.runner.train_eval_unit.model)
+    parts = count_parts(model)
+    assert sum(parts.values()) == sum(p.numel() for p in model.parameters())
+    assert "26" not in describe(model).split("points:")[0]
+
+
+def test_data_demo_writes_the_splits(tmp_path, capsys):
+    assert main(["data", "demo", "--out", str(tmp_path)]) == 0
+    listed = capsys.readouterr().out.split()
+    for split in ("train", "val_id", "val_ood_both"):
+        assert str(tmp_path / split) in listed
+        assert (tmp_path / split / "data.0000.lmdb").is_file()
+
+
+def test_resume_prints_the_fairchem_command(tiny_run, capsys):
+    assert main(["resume", "--print", str(tiny_run), "runner.max_steps=9"]) == 0
+    words = shlex.split(capsys.readouterr().out.removeprefix("$ "))
+    assert words[0].endswith("fairchem")
+    assert words[2].endswith("checkpoints/final/resume.yaml")
+    assert words[-1] == "runner.max_steps=9"
+
+
+def test_evaluate_prints_four_splits_and_the_mean(tiny_run, tmp_path, capsys):
+    assert main(["evaluate", "--checkpoint", str(tiny_run), "--out", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    for row in ("val_id", "val_ood_ads", "val_ood_cat", "val_ood_both", "mean"):
+        assert re.search(rf"(?m)^{row} ", out)
+    assert (tmp_path / "metrics.csv").is_file()
+
+
+@pytest.mark.slow
+def test_the_demo_from_nothing_to_a_report(tmp_path, capsys):
+    assert main(["demo", "--out", str(tmp_path), "steps=12", "checkpoint_every=6"]) == 0
+    out = capsys.readouterr().out
+    assert "fairchem --config" in out
+    assert (tmp_path / "report" / "index.html").is_file()
+    (run,) = (tmp_path / "runs").iterdir()
+    assert metrics_file.read(run / "metrics.jsonl")[-1]["step"] == 12
+
+
+def test_every_shipped_config_is_named_in_the_docs():
+    text = (CONFIGS.parent / "docs" / "train.md").read_text()
+    for config in CONFIGS.rglob("*.yml"):
+        if "s2ef" in str(config):
+            assert f"configs/{config.parent.name}/{config.name}" in text

@@ -1,0 +1,77 @@
+"""The report of a tiny run."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+
+import pytest
+
+from est_ocp.cli.report import make_report
+from est_ocp.errors import ConfigError, DataError
+from est_ocp.evaluation import figures
+from est_ocp.evaluation.predictions import SplitPredictions
+from est_ocp.evaluation.report import load_predictions
+from est_ocp.training import metrics_file
+
+
+@pytest.fixture(scope="module")
+def report(tiny_run, tmp_path_factory):
+    """Folder of the report."""
+    pytest.importorskip("matplotlib")
+    folder = tmp_path_factory.mktemp("report")
+    make_report(tiny_run, folder, structures=2, note="Labels <by> nobody.")
+    return folder
+
+
+def test_the_page_needs_no_other_file(report):
+    text = (report / "index.html").read_text()
+    assert not re.findall(r"https?://|<link|<script|@import|url\(", text)
+    sources = re.findall(r'src="([^"]{0,40})', text)
+    assert len(sources) == 3
+    assert all(s.startswith("data:image/png;base64,") for s in sources)
+    assert "Labels &lt;by&gt; nobody." in text
+    for heading in ("Validation", "Training", "Equivariance", "How to repeat it", "Machine"):
+        assert f"<h2>{heading}</h2>" in text
+
+
+def test_page_json_and_csv_agree(report, tiny_run):
+    content = json.loads((report / "report.json").read_text())
+    with (report / "metrics.csv").open() as file:
+        table = {(r["split"], r["predictor"]): r for r in csv.DictReader(file)}
+    page = (report / "index.html").read_text()
+    for split, metrics in content["model"].items():
+        row = table[split, "model"]
+        assert float(row["forces_mae"]) == pytest.approx(metrics["forces_mae"])
+        assert f"<td>{metrics['forces_mae']:.4f}</td>" in page
+    rows = metrics_file.read(tiny_run / "metrics.jsonl")
+    assert content["training"]["steps"] == 6
+    assert content["training"]["last_loss"] == [r for r in rows if r["kind"] == "train"][-1]["loss"]
+    assert set(content["equivariance"]) == {"float32", "float64"}
+    float64 = content["equivariance"]["float64"]
+    assert 0 < float64["forces_median"] <= float64["forces_max"] < 5e-2
+    assert content["sizes"] == dict.fromkeys(content["sizes"], 5)
+
+
+def test_figures_are_pictures(report):
+    for name in ("parity", "learning_curve", "equivariance"):
+        assert (report / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_missing_predictions_and_missing_labels_are_errors(tmp_path, tiny_run, report):
+    with pytest.raises(DataError, match="est-ocp evaluate"):
+        load_predictions(tmp_path)
+    with pytest.raises(DataError, match="not a run"):
+        make_report(tmp_path)
+    p = SplitPredictions.load(tiny_run / "results" / "predictions" / "val_id.npz")
+    fields = {k: v for k, v in vars(p).items() if not k.endswith("_label")}
+    SplitPredictions(**fields).save(tmp_path / "test.npz")
+    with pytest.raises(DataError, match="no labels"):
+        load_predictions(tmp_path)
+
+
+def test_without_matplotlib_the_error_names_the_extra(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
+    with pytest.raises(ConfigError, match=re.escape("pip install 'est-ocp[report]'")):
+        figures.pyplot()
