@@ -14,12 +14,12 @@ _UNDECAYED = (nn.LayerNorm, nn.Embedding, EquivariantLayerNorm, SphereNorm)
 def undecayed_parameters(module: nn.Module) -> set[str]:
     """Names of parameters that weight decay must leave alone: norms, embeddings and biases.
 
-    EquiformerV2's rule (arXiv 2306.12059, appendix), with embeddings excluded too.
+    EquiformerV2's rule (its code), with embeddings excluded too.
     """
     names = set()
     for prefix, child in module.named_modules():
         for name, _ in child.named_parameters(recurse=False):
-            if isinstance(child, _UNDECAYED) or name.endswith("bias"):
+            if isinstance(child, _UNDECAYED) or "bias" in name:
                 names.add(f"{prefix}.{name}" if prefix else name)
     return names
 

@@ -160,7 +160,7 @@ def test_weight_decay_spares_norms_embeddings_and_biases():
     assert spared <= set(parameters)
     for name in parameters:
         decayed = name not in spared
-        if "norm" in name or "embedding" in name.split(".")[-2] or name.endswith("bias"):
+        if "norm" in name or "embedding" in name.split(".")[-2] or "bias" in name.split(".")[-1]:
             assert not decayed, name
         if name.endswith(("mlp.0.weight", "alpha_dot")):
             assert decayed, name
