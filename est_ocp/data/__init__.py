@@ -5,7 +5,7 @@ from __future__ import annotations
 from est_ocp.data.collate import TaskCollater, collate, drop_repeats
 from est_ocp.data.demo import load_demo_frames, write_demo_set
 from est_ocp.data.frames import SPLITS, Frames
-from est_ocp.data.loader import create_dataset, get_dataloader
+from est_ocp.data.loader import create_dataset, get_dataloader, release_workers
 from est_ocp.data.oc20_lmdb import OC20LmdbDataset
 from est_ocp.data.sampler import FixedSizeBatchSampler, MaxAtomsBatchSampler
 from est_ocp.data.unpickle import safe_loads
@@ -23,6 +23,7 @@ __all__ = [
     "drop_repeats",
     "get_dataloader",
     "load_demo_frames",
+    "release_workers",
     "safe_loads",
     "write_demo_set",
     "write_oc20_lmdb",

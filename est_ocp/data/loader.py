@@ -69,6 +69,17 @@ def get_dataloader(
     )
 
 
+def release_workers(loader: DataLoader) -> None:
+    """End a loader's persistent worker processes.
+
+    PyTorch ends them only when the loader is garbage-collected; at the interpreter's exit it waits
+    five seconds for each that still lives.
+    """
+    iterator, loader._iterator = getattr(loader, "_iterator", None), None
+    if iterator is not None:
+        iterator._shutdown_workers()
+
+
 def create_dataset(dataset_configs: Mapping[str, Any]) -> ConcatDataset:
     """Join the splits of dataset configurations, every sample exactly once.
 

@@ -14,6 +14,7 @@ from fairchem.core.components.runner import Runner
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from est_ocp.data import release_workers
 from est_ocp.errors import DataError
 from est_ocp.evaluation.checkpoint import load_unit, quiet
 from est_ocp.evaluation.predictions import SplitPredictions
@@ -60,6 +61,7 @@ class PredictRunner(Runner):
         device = distutils.get_device_for_local_rank().split(":")[0]
         unit = load_unit(self.checkpoint, device=device)
         torch.save(self._predict(unit), folder / f"part_{distutils.get_rank()}.pt")
+        release_workers(self.dataloader)
         distutils.synchronize()
         if not distutils.is_master():
             return None

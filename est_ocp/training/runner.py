@@ -8,6 +8,7 @@ from typing import Any
 
 from fairchem.core.components.train.train_runner import TrainEvalRunner
 
+from est_ocp.data import release_workers
 from est_ocp.errors import CheckpointError
 
 
@@ -47,6 +48,14 @@ class TrainRunner(TrainEvalRunner):
             max_steps=max_steps,
             **options,
         )
+
+    def run(self) -> None:
+        """Train; the loaders' worker processes end with it."""
+        try:
+            super().run()
+        finally:
+            for loader in (self.train_dataloader, self.eval_dataloader):
+                release_workers(loader)
 
     def save_state(self, checkpoint_location: str, is_preemption: bool = False) -> bool:
         """Save, or on a signal link the newest checkpoint as the one to continue from."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import multiprocessing
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from est_ocp.data import (
     create_dataset,
     drop_repeats,
     get_dataloader,
+    release_workers,
     write_oc20_lmdb,
 )
 from est_ocp.errors import ConfigError, DataError
@@ -167,3 +169,16 @@ def test_drop_repeats():
     ids = torch.tensor([4, 2, 4, 0, 2, 7])
     assert drop_repeats(ids).tolist() == [0, 1, 3, 5]
     assert drop_repeats(torch.tensor([], dtype=torch.long)).tolist() == []
+
+
+def test_released_workers_end_at_once_and_come_back(split):
+    loader = get_dataloader(
+        split, functools.partial(FixedSizeBatchSampler, batch_size=4), collate(tasks()), 2
+    )
+    for _ in range(2):
+        assert sum(len(batch.natoms) for batch in loader) == 11
+        workers = multiprocessing.active_children()
+        assert len(workers) == 2
+        release_workers(loader)
+        assert not any(worker.is_alive() for worker in workers)
+    release_workers(loader)
