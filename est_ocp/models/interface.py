@@ -1,0 +1,92 @@
+"""What fairchem's trainer and predictor ask of a backbone besides its forward pass."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from fairchem.core.models.base import BackboneInterface
+from fairchem.core.models.uma.escn_md import GradRegressConfig
+from torch import nn
+
+from est_ocp.errors import ConfigError, DataError
+
+
+class FairchemBackbone(nn.Module, BackboneInterface):
+    """Base of est-ocp's backbones: checks of structures and tasks, inference settings.
+
+    Attributes
+    ----------
+    max_num_elements : int
+        Atomic numbers must be below this.
+    regress_config : GradRegressConfig
+        What is predicted, and whether forces are direct or gradients; fairchem reads it.
+    """
+
+    max_num_elements: int
+    regress_config: GradRegressConfig
+
+    def check_elements(self, atomic_numbers: torch.Tensor) -> None:
+        """Refuse elements outside the model's table.
+
+        Raises
+        ------
+        DataError
+            Naming the atomic numbers.
+        """
+        wrong = (atomic_numbers < 1) | (atomic_numbers >= self.max_num_elements)
+        if wrong.any():
+            z = sorted(set(atomic_numbers[wrong].tolist()))
+            raise DataError(
+                f"atomic numbers {z} are outside this model's range 1.."
+                f"{self.max_num_elements - 1}; remove these structures or train with a larger "
+                "model.backbone.max_num_elements"
+            )
+
+    @classmethod
+    def build_inference_settings(cls, settings) -> dict[str, Any]:
+        """Overrides of the backbone's configuration for inference."""
+        overrides: dict[str, Any] = {}
+        if settings.activation_checkpointing is not None:
+            overrides["activation_checkpointing"] = settings.activation_checkpointing
+        if settings.external_graph_gen is not None:
+            overrides["otf_graph"] = not settings.external_graph_gen
+        return overrides
+
+    def get_default_untrained_tasks(self, checkpoint_tasks, inference_settings) -> list:
+        """No property is added at inference without being asked for."""
+        return []
+
+    def validate_tasks(self, dataset_to_tasks) -> None:
+        """Refuse tasks on derivatives that this model does not compute."""
+        for tasks in dataset_to_tasks.values():
+            for task in tasks:
+                if task.property == "forces" and not self.regress_config.forces:
+                    raise ConfigError(
+                        f"task '{task.name}' needs forces, but model.backbone.regress_forces is "
+                        "false; set it to true"
+                    )
+
+    def prepare_for_inference(self, data, settings) -> FairchemBackbone:
+        """Nothing to prepare."""
+        return self
+
+    def on_predict_check(self, data) -> None:
+        """Nothing to check: positions and elements are checked on the way in."""
+
+    def validate_atoms_data(self, atoms, task_name: str) -> None:
+        """Check an ASE structure and set the charge and spin that fairchem expects.
+
+        Raises
+        ------
+        DataError
+            For elements outside the model's range, or positions or cell that are not finite.
+        """
+        self.check_elements(torch.as_tensor(atoms.numbers))
+        for name, array in (("positions", atoms.positions), ("cell", atoms.cell.array)):
+            if not torch.isfinite(torch.as_tensor(array)).all():
+                raise DataError(f"the structure's {name} are not finite; remove or repair it")
+        if len(atoms) and atoms.pbc.any() and abs(atoms.cell.complete().volume) < 1e-6:
+            raise DataError("the structure is periodic but its cell has no volume; set its cell")
+        atoms.info.setdefault("charge", 0)
+        atoms.info.setdefault("spin", 0)
