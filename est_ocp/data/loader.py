@@ -66,6 +66,9 @@ def get_dataloader(
         prefetch_factor=prefetch_factor if workers else None,
         multiprocessing_context=multiprocessing_context if workers else None,
         pin_memory=torch.cuda.is_available() if pin_memory is None else pin_memory,
+        # Each iterator draws a seed; from the global generator, that would shift the dropout of a
+        # resumed training, whose iterators begin elsewhere.
+        generator=torch.Generator(),
     )
 
 
