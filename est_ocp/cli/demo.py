@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import shlex
 import subprocess
 import sys
@@ -13,10 +12,14 @@ from pathlib import Path
 
 from est_ocp.errors import ESTError
 
+#: Marks the progress bar's lines in fairchem's log.
+PROGRESS = ":est_ocp.progress:"
 NOTE = (
     "Demonstration on slabs with adsorbates that are labelled by the universal potential CHGNet, "
     "not by DFT: it shows that the parts work together, not what the model reaches on OC20."
 )
+#: A few hundred structures are predicted sooner than a second process has started.
+ONE_PROCESS = ["job.scheduler.ranks_per_node=1"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -56,13 +59,14 @@ def run(arguments: argparse.Namespace) -> int:
     from est_ocp.cli.evaluate import evaluate
     from est_ocp.cli.report import make_report
 
-    _say("3/4  evaluation", f"est-ocp evaluate --checkpoint {run_dir}")
-    evaluate(run_dir)
+    evaluation = f"est-ocp evaluate --checkpoint {run_dir} {shlex.join(ONE_PROCESS)}"
+    _say("3/4  evaluation", evaluation)
+    evaluate(run_dir, overrides=ONE_PROCESS)
     _say("4/4  report", f"est-ocp report {run_dir} --out {out / 'report'}")
     commands = [
         f"est-ocp data demo --out {out / 'data'}",
         shlex.join(train),
-        f"est-ocp evaluate --checkpoint {run_dir}",
+        evaluation,
         f"est-ocp report {run_dir} --out {out / 'report'}",
     ]
     page = make_report(run_dir, out / "report", commands=commands, note=NOTE)
@@ -75,11 +79,17 @@ def _say(what: str, command: str) -> None:
 
 
 def _fairchem(arguments: list[str], log: Path) -> None:
-    """Run fairchem with its own log in a file, and its progress bar on the screen."""
+    """Run fairchem with its own log in a file, and the progress lines on the screen too."""
     log.parent.mkdir(parents=True, exist_ok=True)
     program = Path(sys.executable).with_name("fairchem")
-    environment = os.environ | {"EST_OCP_LOG": str(log)}
-    with log.open("w") as file:
-        code = subprocess.call([str(program), *arguments], stdout=file, env=environment)
-    if code:
-        raise ESTError(f"training ended with code {code}; its log is {log}")
+    process = subprocess.Popen(
+        [str(program), *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    with log.open("w") as file, process:
+        for line in process.stdout:
+            file.write(line)
+            file.flush()
+            if PROGRESS in line:
+                print(line.partition(PROGRESS)[2].strip(), flush=True)
+    if process.returncode:
+        raise ESTError(f"training ended with code {process.returncode}; its log is {log}")

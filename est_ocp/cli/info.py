@@ -39,16 +39,20 @@ def describe(model: Any) -> str:
 
 
 def sphere_rules(model: Any) -> list[str]:
-    """Return one line for each kind of module that uses points on the sphere."""
-    from est_ocp.sphere import SphereRule
+    """Return one line for each set of points on the sphere and kind of module that uses it."""
+    from est_ocp.sphere import SphereRule, make_rule
 
     found: dict[str, int] = {}
     for module in model.modules():
-        for value in vars(module).values():
-            if isinstance(value, SphereRule):
-                text = (
-                    f"{value.num_points} points, exact to degree {value.degree} ({value.name}) in "
-                    f"{type(module).__name__}"
-                )
-                found[text] = found.get(text, 0) + 1
+        rules = [v for v in vars(module).values() if isinstance(v, SphereRule)]
+        name = getattr(module, "rule_name", None)
+        if name is not None:
+            kind, _, size = name.rpartition("-")
+            rules += [make_rule(kind, int(size))] if size.isdigit() else []
+        for rule in rules:
+            text = (
+                f"{rule.num_points} points, exact to degree {rule.degree} ({rule.name}), in "
+                f"{type(module).__name__}"
+            )
+            found[text] = found.get(text, 0) + 1
     return [f"{text}, {count} times" for text, count in found.items()]

@@ -12,7 +12,7 @@ _BLOCK_PARTS = (
     ("message attention", r"^attention\."),
     ("gate", r"gate\."),
     ("steerable experts", r"steerable"),
-    ("spherical experts", r"spherical_expert|experts_on_sphere"),
+    ("spherical experts", r"mixture\.spherical"),
     ("spherical attention", r"attention"),
     ("update, other", r""),
 )

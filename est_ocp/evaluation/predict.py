@@ -18,6 +18,7 @@ from est_ocp.data import release_workers
 from est_ocp.errors import DataError
 from est_ocp.evaluation.checkpoint import load_unit, quiet
 from est_ocp.evaluation.predictions import SplitPredictions
+from est_ocp.training.threads import share_cores
 
 #: Arrays that one rank collects for a split: by structure, and by atom.
 _BY_STRUCTURE = ("sample", "ids", "natoms", "energy", "energy_label")
@@ -56,6 +57,7 @@ class PredictRunner(Runner):
 
     def run(self) -> dict[str, SplitPredictions] | None:
         """Predict and save; rank 0 returns the predictions by split."""
+        share_cores()
         folder = Path(self.output_dir or Path(self.job_config.metadata.results_dir) / "predictions")
         folder.mkdir(parents=True, exist_ok=True)
         device = distutils.get_device_for_local_rank().split(":")[0]
@@ -84,7 +86,10 @@ class PredictRunner(Runner):
         """Return this rank's arrays by split."""
         splits: dict[str, dict[str, list[np.ndarray]]] = {}
         batches: Iterable[Any] = tqdm(
-            self.dataloader, desc="predict", unit="batch", disable=not distutils.is_master()
+            self.dataloader,
+            desc="predict",
+            unit="batch",
+            disable=None if distutils.is_master() else True,
         )
         for batch in batches:
             if "sample_id" not in batch:

@@ -71,5 +71,6 @@ class StopOnNonFiniteLoss(Callback):
         step, sids = bad[0]
         names = ", ".join(sids[:8]) + (", ..." if len(sids) > 8 else "")
         raise DataError(
-            f"the loss or its gradient is not finite at step {step} (structures {names or 'unnamed'}); {advice}"
+            f"the loss or its gradient is not finite at step {step} "
+            f"(structures {names or 'unnamed'}); {advice}"
         )

@@ -34,7 +34,7 @@ class ProgressBar(Callback):
         self.watcher = StepWatcher()
         self.bar: tqdm | None = None
         self.eval_bar: tqdm | None = None
-        self.shown = 0.0
+        self.shown = self.speed_since = 0.0
         self.samples = 0
 
     def on_train_start(self, state: Any, unit: Any) -> None:
@@ -47,7 +47,7 @@ class ProgressBar(Callback):
         if total is None and train.max_epochs is not None:
             total = train.max_epochs * len(train.dataloader)
         self.bar = self._open(total, unit.train_progress.num_steps_completed, "train", "step")
-        self.shown = time.perf_counter()
+        self.shown = self.speed_since = time.perf_counter()
 
     def on_train_step_end(self, state: Any, unit: Any) -> None:
         """Move on by one step; refresh the figures now and then."""
@@ -56,9 +56,9 @@ class ProgressBar(Callback):
         self.samples += self.watcher.num_samples
         self.bar.update()
         now = time.perf_counter()
-        if now - self.shown < (0.5 if self.live else self.log_seconds) and self.samples:
+        if now - self.shown < (0.5 if self.live else self.log_seconds):
             return
-        speed = self.samples * distutils.get_world_size() / (now - self.shown)
+        speed = self.samples * distutils.get_world_size() / (now - self.speed_since)
         figures = {"loss": f"{float(unit.last_loss):.3g}"}
         figures |= {k: f"{float(v):.3g}" for k, v in self.watcher.task_losses.items()}
         figures["lr"] = f"{unit.optimizer.param_groups[0]['lr']:.2g}"
@@ -66,7 +66,7 @@ class ProgressBar(Callback):
         self.bar.set_postfix(figures, refresh=self.live)
         if not self.live:
             logger.info(str(self.bar))
-        self.shown, self.samples = now, 0
+        self.shown, self.speed_since, self.samples = now, now, 0
 
     def on_eval_start(self, state: Any, unit: Any) -> None:
         """Open the bar of an evaluation."""
@@ -96,7 +96,7 @@ class ProgressBar(Callback):
         self.eval_bar.close()
         self.eval_bar = None
         self._say(_evaluation_table(splits))
-        self.shown, self.samples = time.perf_counter(), 0
+        self.speed_since, self.samples = time.perf_counter(), 0
 
     def on_train_end(self, state: Any, unit: Any) -> None:
         """Close the bar."""

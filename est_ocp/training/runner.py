@@ -10,6 +10,7 @@ from fairchem.core.components.train.train_runner import TrainEvalRunner
 
 from est_ocp.data import release_workers
 from est_ocp.errors import CheckpointError
+from est_ocp.training.threads import share_cores
 
 
 class TrainRunner(TrainEvalRunner):
@@ -37,6 +38,7 @@ class TrainRunner(TrainEvalRunner):
         max_steps: int | None = None,
         **options: Any,
     ) -> None:
+        share_cores()
         if isinstance(callbacks, Mapping):
             callbacks = list(callbacks.values())
         super().__init__(

@@ -76,9 +76,13 @@ def test_info_counts_every_parameter_once(capsys):
     counts.pop("constants (buffers)")
     assert sum(counts.values()) == total
     assert "other" not in counts
-    for part in ("message attention", "spherical attention", "steerable experts", "gate"):
+    for part in (
+        "norms", "message attention", "spherical attention", "steerable experts",
+        "spherical experts", "gate",
+    ):  # fmt: skip
         assert counts[f"block 0: {part}"] > 0
-    assert "24 points" in out
+    assert "24 points, exact to degree 7 (design-24), in SphericalTransform, 1 times" in out
+    assert "26 points, exact to degree 7 (lebedev-26), in SeparableS2Activation, 2 times" in out
 
 
 def test_parts_of_the_baseline_add_up_too():

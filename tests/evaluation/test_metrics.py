@@ -21,15 +21,16 @@ def predictions():
     fixed[np.cumsum(natoms) - 1] = False
     forces = rng.normal(size=(count, 3))
     energy = rng.normal(size=5)
+    noise = np.repeat([[0.005], [0.1], [0.0], [0.01], [0.0]], natoms, axis=0)
     return SplitPredictions(
         ids=np.array([f"{i}_0" for i in range(5)]),
         energy=energy + np.array([0.01, -0.019, 0.021, 0.0, 0.5]),
-        forces=forces + rng.normal(size=(count, 3)) * np.repeat([[0.005], [0.1], [0.0], [0.01], [0]], natoms, axis=0),
+        forces=forces + rng.normal(size=(count, 3)) * noise,
         natoms=natoms,
         fixed=fixed,
         energy_label=energy,
         forces_label=forces,
-    )  # fmt: skip
+    )
 
 
 def test_metrics_agree_with_fairchem(predictions):
