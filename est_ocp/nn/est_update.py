@@ -59,7 +59,7 @@ class ESTUpdateBlock(nn.Module):
         Keep only the K largest gate probabilities of a node; default all.
     gate : {"linear", "mlp"}
         Gate of the paper or of the authors' implementation.
-    norm : {"point", "sphere"}
+    norm : {"sphere", "point"}
         Normalise features on the sphere by the standard deviation of each point, as in the paper,
         or by that of the whole sphere, which is several times more equivariant.
     scalar_path : bool
@@ -100,7 +100,7 @@ class ESTUpdateBlock(nn.Module):
         steerable_expert_channels: int = 256,
         top_k: int | None = None,
         gate: str = "linear",
-        norm: str = "point",
+        norm: str = "sphere",
         scalar_path: bool = False,
         random_rotation: bool = False,
         use_attention: bool = True,

@@ -44,7 +44,7 @@ class MixtureOfHybridExperts(nn.Module):
         Keep only the K largest gate probabilities of a node.
     gate : {"linear", "mlp"}
         :class:`ExpertGate` or the authors' :class:`ExpertGateMLP`.
-    norm : {"point", "sphere"}
+    norm : {"sphere", "point"}
         Normalisation before the spherical experts, see
         :func:`est_ocp.nn.sphere_norm.spatial_norm`.
     spherical_bias : bool
@@ -73,7 +73,7 @@ class MixtureOfHybridExperts(nn.Module):
         steerable_expert_channels: int = 256,
         top_k: int | None = None,
         gate: str = "linear",
-        norm: str = "point",
+        norm: str = "sphere",
         spherical_bias: bool = True,
     ) -> None:
         super().__init__()

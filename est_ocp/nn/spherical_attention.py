@@ -40,7 +40,7 @@ class SphericalAttention(ConstantBuffers):
         Add the relative orientation embedding.
     quadrature : bool
         Add the logarithm of the weights. Off, every point counts the same, as in the paper.
-    norm : {"point", "sphere"}
+    norm : {"sphere", "point"}
         Normalisation before q, k, v, see :func:`est_ocp.nn.sphere_norm.spatial_norm`.
     fused : bool
         Use PyTorch's fused kernels. They have no second derivative: switch off when gradients
@@ -62,7 +62,7 @@ class SphericalAttention(ConstantBuffers):
         relative_orientation: bool = True,
         quadrature: bool = True,
         *,
-        norm: str = "point",
+        norm: str = "sphere",
         fused: bool = True,
         bias: bool = True,
     ) -> None:

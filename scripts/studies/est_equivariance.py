@@ -47,7 +47,7 @@ class Case:
 
     @property
     def variant(self) -> str:
-        """What differs from the block's defaults."""
+        """What differs from the paper's block with weights in the softmax and quadrature."""
         parts = [] if self.quadrature else ["plain softmax"]
         if self.inverse != "quadrature":
             parts.append(f"{self.inverse.replace('_', '-')} inverse")
