@@ -7,12 +7,17 @@ from est_ocp.data.demo import load_demo_frames, write_demo_set
 from est_ocp.data.frames import SPLITS, Frames
 from est_ocp.data.loader import create_dataset, get_dataloader, release_workers
 from est_ocp.data.oc20_lmdb import OC20LmdbDataset
-from est_ocp.data.sampler import FixedSizeBatchSampler, MaxAtomsBatchSampler
+from est_ocp.data.sampler import (
+    EvaluationBatchSampler,
+    FixedSizeBatchSampler,
+    MaxAtomsBatchSampler,
+)
 from est_ocp.data.unpickle import safe_loads
 from est_ocp.data.write_lmdb import write_oc20_lmdb
 
 __all__ = [
     "SPLITS",
+    "EvaluationBatchSampler",
     "FixedSizeBatchSampler",
     "Frames",
     "MaxAtomsBatchSampler",

@@ -146,6 +146,29 @@ class FixedSizeBatchSampler(_EpochSampler):
         return np.sort(by_size[owner == self.rank])
 
 
+class EvaluationBatchSampler(FixedSizeBatchSampler):
+    """Batches in which the splits of a joined dataset come in turn, in one fixed random order.
+
+    A part of an evaluation then sees every split in proportion to its size, and always the same
+    structures. Parameters as for :class:`FixedSizeBatchSampler`; the epoch has no effect.
+    """
+
+    def _order(self, count: int) -> np.ndarray:
+        ends = np.asarray(getattr(self.dataset, "cumulative_sizes", [count]))
+        sizes = np.diff(ends, prepend=0)
+        rng = np.random.default_rng(self.seed)
+        # The structure drawn k-th of a split of n stands at the fraction (k + 1/2) / n.
+        where = np.concatenate([(rng.permutation(size) + 0.5) / size for size in sizes])
+        return np.argsort(where, kind="stable")
+
+    def unseen_splits(self, batches: int) -> list[str]:
+        """Names of the splits of which the first ``batches`` batches hold nothing."""
+        seen = self._order(len(self.dataset))[: batches * self.batch_size * self.num_replicas]
+        numbers = np.searchsorted(self.dataset.cumulative_sizes, seen, side="right")
+        names = self.dataset.dataset_names
+        return [name for number, name in enumerate(names) if number not in numbers]
+
+
 class MaxAtomsBatchSampler(_EpochSampler):
     """Batches of at most ``max_atoms`` atoms on each rank.
 

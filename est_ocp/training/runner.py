@@ -8,8 +8,8 @@ from typing import Any
 
 from fairchem.core.components.train.train_runner import TrainEvalRunner
 
-from est_ocp.data import release_workers
-from est_ocp.errors import CheckpointError
+from est_ocp.data import EvaluationBatchSampler, release_workers
+from est_ocp.errors import CheckpointError, ConfigError
 from est_ocp.training.threads import share_cores
 
 
@@ -52,7 +52,23 @@ class TrainRunner(TrainEvalRunner):
         )
 
     def run(self) -> None:
-        """Train; the loaders' worker processes end with it."""
+        """Train; the loaders' worker processes end with it.
+
+        Raises
+        ------
+        ConfigError
+            If the part of the evaluation that is asked for holds nothing of some split, where
+            fairchem would divide by zero after the first evaluation.
+        """
+        sampler = self.eval_dataloader.batch_sampler
+        if self.max_eval_steps_per_epoch and isinstance(sampler, EvaluationBatchSampler):
+            unseen = sampler.unseen_splits(self.max_eval_steps_per_epoch)
+            if unseen:
+                raise ConfigError(
+                    f"{self.max_eval_steps_per_epoch} evaluation batches of {sampler.batch_size} "
+                    f"hold nothing of {', '.join(unseen)}; set a larger max_eval_batches or "
+                    "eval_batch_size"
+                )
         try:
             super().run()
         finally:

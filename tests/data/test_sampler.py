@@ -10,7 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from est_ocp.data.sampler import FixedSizeBatchSampler, MaxAtomsBatchSampler, group_by_sum
+from est_ocp.data.sampler import (
+    EvaluationBatchSampler,
+    FixedSizeBatchSampler,
+    MaxAtomsBatchSampler,
+    group_by_sum,
+)
 from est_ocp.errors import ConfigError, DataError
 
 
@@ -154,6 +159,39 @@ def test_group_by_sum_is_greedy(sizes, limit):
     expected.append(current)
     pairs = itertools.pairwise(bounds)
     assert [sizes[start:stop] for start, stop in pairs] == expected
+
+
+class Splits(Sizes):
+    """Joined splits, as fairchem's ConcatDataset presents them."""
+
+    def __init__(self, lengths):
+        super().__init__([5] * sum(lengths))
+        self.cumulative_sizes = np.cumsum(lengths).tolist()
+        self.dataset_names = [f"oc20.split{i}" for i in range(len(lengths))]
+
+
+@pytest.mark.parametrize("lengths", [(40, 40, 40, 40), (100, 10, 30, 20), (7,)])
+def test_a_part_of_an_evaluation_sees_every_split_in_proportion(lengths):
+    sampler = EvaluationBatchSampler(Splits(lengths), batch_size=8, seed=3)
+    batches = list(sampler)
+    order = [i for batch in batches for i in batch]
+    assert sorted(order) == list(range(sum(lengths)))
+    ends = np.cumsum(lengths)
+    split = np.searchsorted(ends, order, side="right")
+    for stop in range(1, len(order)):
+        share = np.bincount(split[:stop], minlength=len(lengths))
+        expected = stop * np.array(lengths) / sum(lengths)
+        assert np.abs(share - expected).max() <= len(lengths) / 2
+    if lengths[0] > 10:
+        assert order[: lengths[0]] != sorted(order[: lengths[0]])
+    sampler.set_epoch(5)
+    assert list(sampler) == batches
+
+
+def test_splits_that_a_part_of_an_evaluation_leaves_out_are_named():
+    sampler = EvaluationBatchSampler(Splits((40, 40, 40)), batch_size=2)
+    assert sampler.unseen_splits(1) == ["oc20.split2"]
+    assert sampler.unseen_splits(2) == []
 
 
 def test_refusals():

@@ -9,12 +9,14 @@ from ase.build import add_adsorbate, bulk, fcc111, molecule
 from fairchem.core.datasets.atomic_data import AtomicData, atomicdata_list_to_batch
 
 
-def slab(metal: str = "Cu", size: tuple[int, int, int] = (2, 2, 3), seed: int = 0) -> Atoms:
+def slab(
+    metal: str = "Cu", size: tuple[int, int, int] = (2, 2, 3), seed: int = 0, rattle: float = 0.08
+) -> Atoms:
     """Rattled fcc(111) slab with CO on top, periodic in all directions as in OC20."""
     atoms = fcc111(metal, size=size, vacuum=6.0, periodic=True)
     add_adsorbate(atoms, molecule("CO"), height=1.9, position="ontop")
     atoms.set_pbc(True)
-    atoms.rattle(0.08, seed=seed)
+    atoms.rattle(rattle, seed=seed)
     atoms.set_tags(np.where(atoms.get_tags() > 1, 0, np.where(atoms.get_tags() == 1, 1, 2)))
     return atoms
 

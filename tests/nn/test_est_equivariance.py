@@ -46,7 +46,7 @@ def block_error(kind: str, num_points, decay: float = 0.7, **options) -> float:
 @pytest.mark.parametrize("better", [("design", 128), ("lebedev", 110)])
 @pytest.mark.parametrize(("decay", "norm"), [(0.7, "sphere"), (1.0, "sphere"), (0.7, "point")])
 def test_rules_of_high_degree_beat_even_points(better, decay, norm):
-    """Measured with the design and the default norm: 27 times better than repulsion at decay 0.7."""
+    """Measured: with the design and the default norm 27 times better than repulsion (decay 0.7)."""
     error = block_error(*better, decay=decay, norm=norm)
     assert 3 * error < block_error("repulsion", 128, decay=decay, norm=norm)
     assert 5 * error < block_error("fibonacci", 128, decay=decay, norm=norm)
