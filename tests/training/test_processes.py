@@ -78,8 +78,4 @@ def test_an_interrupted_training_goes_on_as_if_nothing_had_happened(how, tiny_da
     run_command(command("whole"))
     cut, whole = losses(tmp_path / "cut"), losses(tmp_path / "whole")
     assert sorted(cut) == list(range(1, steps + 1))
-    # both start alike and go on alike; rounding, magnified by Adam, is all that may differ
-    first = {step: cut[step] for step in range(1, 5)}
-    assert first == pytest.approx({step: whole[step] for step in first}, rel=2e-2)
-    ends = [sum(run[s] for s in range(steps - 19, steps + 1)) / 20 for run in (cut, whole)]
-    assert ends[0] == pytest.approx(ends[1], rel=0.1)
+    assert cut == whole
