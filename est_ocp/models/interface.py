@@ -58,14 +58,27 @@ class FairchemBackbone(nn.Module, BackboneInterface):
         return []
 
     def validate_tasks(self, dataset_to_tasks) -> None:
-        """Refuse tasks on derivatives that this model does not compute."""
+        """Refuse tasks that this model cannot serve.
+
+        Raises
+        ------
+        ConfigError
+            If forces are asked of an energy model, or if conservative forces and energies are
+            normalised by different factors, which would contradict ``F = -dE/dx``.
+        """
+        conservative = self.regress_config.forces and not self.regress_config.direct_forces
         for tasks in dataset_to_tasks.values():
-            for task in tasks:
-                if task.property == "forces" and not self.regress_config.forces:
-                    raise ConfigError(
-                        f"task '{task.name}' needs forces, but model.backbone.regress_forces is "
-                        "false; set it to true"
-                    )
+            scales = {task.property: float(task.normalizer.rmsd) for task in tasks}
+            if "forces" in scales and not self.regress_config.forces:
+                raise ConfigError(
+                    "a task needs forces, but model.backbone.regress_forces is false; set it to "
+                    "true or drop the task"
+                )
+            if conservative and scales.get("forces") != scales.get("energy"):
+                raise ConfigError(
+                    "conservative forces need the energy's normaliser: set tasks.forces.normalizer."
+                    f"rmsd to {scales.get('energy')} (it is {scales.get('forces')})"
+                )
 
     def prepare_for_inference(self, data, settings) -> FairchemBackbone:
         """Nothing to prepare."""

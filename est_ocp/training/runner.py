@@ -60,6 +60,7 @@ class TrainRunner(TrainEvalRunner):
             If the part of the evaluation that is asked for holds nothing of some split, where
             fairchem would divide by zero after the first evaluation.
         """
+        self._check_tasks()
         sampler = self.eval_dataloader.batch_sampler
         if self.max_eval_steps_per_epoch and isinstance(sampler, EvaluationBatchSampler):
             unseen = sampler.unseen_splits(self.max_eval_steps_per_epoch)
@@ -74,6 +75,15 @@ class TrainRunner(TrainEvalRunner):
         finally:
             for loader in (self.train_dataloader, self.eval_dataloader):
                 release_workers(loader)
+
+    def _check_tasks(self) -> None:
+        """Let the backbone refuse tasks that it cannot serve, before the first step."""
+        unit = self.train_eval_unit
+        datasets = {name for task in unit.tasks for name in task.datasets}
+        backbone = getattr(unit.model, "module", unit.model).backbone
+        backbone.validate_tasks(
+            {name: [task for task in unit.tasks if name in task.datasets] for name in datasets}
+        )
 
     def save_state(self, checkpoint_location: str, is_preemption: bool = False) -> bool:
         """Save, or on a signal link the newest checkpoint as the one to continue from."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
 from fairchem.core.common.registry import registry
+from fairchem.core.modules.normalization.normalizer import Normalizer
 
 import est_ocp
 from est_ocp.errors import ConfigError, DataError
@@ -186,3 +188,21 @@ def test_structures_are_checked_before_prediction():
     atoms.positions[0, 0] = float("nan")
     with pytest.raises(DataError, match="positions are not finite"):
         backbone.validate_atoms_data(atoms, "oc20")
+
+
+@pytest.mark.parametrize(
+    ("changes", "rmsd", "message"),
+    [
+        ({"direct_forces": False}, 3.0, r"normalizer.rmsd to 2.0 \(it is 3.0\)"),
+        ({"regress_forces": False}, 2.0, "regress_forces is false"),
+    ],
+)
+def test_tasks_that_contradict_the_model_are_refused(changes, rmsd, message):
+    def task(name: str, scale: float) -> SimpleNamespace:
+        return SimpleNamespace(property=name, normalizer=Normalizer(mean=0.0, rmsd=scale))
+
+    configuration = {k: v for k, v in BACKBONE.items() if k != "model"}
+    backbone = EquiformerV2EST(**merge(configuration, changes))
+    with pytest.raises(ConfigError, match=message):
+        backbone.validate_tasks({"oc20": [task("energy", 2.0), task("forces", rmsd)]})
+    EquiformerV2EST(**configuration).validate_tasks({"oc20": [task("energy", 2.0)]})
