@@ -27,7 +27,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--free-atoms-only", action="store_true", help="leave fixed atoms out of the saved forces"
     )
-    parser.add_argument("overrides", nargs="*", help="Hydra overrides, e.g. data.root=/oc20")
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        help="Hydra overrides, e.g. job.scheduler.ranks_per_node=2; with --config also "
+        "data.root=/oc20 and other short keys, which a run's own resolved config no longer has",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import ase
 import hydra
 import numpy as np
@@ -17,6 +20,7 @@ from est_ocp.evaluation import SplitPredictions, find_inference_checkpoint, load
 from est_ocp.evaluation.checkpoint import quiet, read_checkpoint, run_dir_of
 from est_ocp.evaluation.predict import merge
 from tests.tolerances import TOL
+from tests.training.launch import CONFIGS, DEBUG, run_command
 
 
 @pytest.fixture(scope="module")
@@ -146,11 +150,27 @@ def test_weights_of_another_model_are_a_clear_error(tiny_run, tmp_path):
 
 
 def test_the_predict_config_builds(tiny_run, tiny_data):
-    from tests.training.launch import CONFIGS
-
     cfg = resolve(
         CONFIGS / "s2ef" / "predict.yml",
         [f"checkpoint={tiny_run}", f"data.root={tiny_data}", "data=demo_s2ef", "cluster=local_cpu"],
     )
     runner = hydra.utils.instantiate(cfg.runner)
     assert len(runner.dataloader.dataset) == 20
+
+
+@pytest.mark.slow
+def test_two_ranks_predict_the_same(predicted, tiny_run, tiny_data, tmp_path):
+    program = str(Path(sys.executable).with_name("est-ocp"))
+    run_command(
+        [
+            program, "evaluate", "--checkpoint", str(tiny_run), "--out", str(tmp_path),
+            "--config", str(DEBUG), f"data.root={tiny_data}",
+            "job.scheduler.ranks_per_node=2", "eval_batch_size=3",
+        ]
+    )  # fmt: skip
+    for file in predicted.glob("*.npz"):
+        one, two = (SplitPredictions.load(f) for f in (file, tmp_path / file.name))
+        np.testing.assert_array_equal(one.ids, two.ids)
+        np.testing.assert_array_equal(one.natoms, two.natoms)
+        np.testing.assert_allclose(one.energy, two.energy, atol=TOL[torch.float32])
+        np.testing.assert_allclose(one.forces, two.forces, atol=TOL[torch.float32])
