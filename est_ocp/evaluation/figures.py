@@ -112,16 +112,17 @@ def parity(splits: Mapping[str, SplitPredictions], path: Path) -> None:
 
 
 def equivariance(errors: list[EquivarianceErrors], path: Path) -> None:
-    """Draw histograms of the relative errors under rotations, one colour a precision."""
+    """Draw histograms of the relative errors under rotations: the first filled, others as lines."""
     plt = pyplot()
     figure, axes = plt.subplots(1, 2, figsize=(8.4, 2.8), layout="constrained")
     for ax, kind in zip(axes, ("forces", "energy"), strict=True):
         values = [np.maximum(getattr(e, kind).ravel(), 1e-17) for e in errors]
         logs = np.log10(np.concatenate(values))
         bins = np.logspace(np.floor(logs.min()), np.ceil(logs.max() + 1e-9), 41)
-        for value, error, color in zip(values, errors, (_BLUE, _ORANGE), strict=False):
-            ax.hist(value, bins=bins, alpha=0.65, color=color, label=error.dtype)
-            ax.axvline(np.median(value), color=color, lw=1, ls="--")
+        styles = ({"color": _BLUE, "alpha": 0.65}, {"color": _ORANGE, "histtype": "step", "lw": 2})
+        for value, error, style in zip(values, errors, styles, strict=False):
+            ax.hist(value, bins=bins, label=error.dtype, **style)
+            ax.axvline(np.median(value), color=style["color"], lw=1, ls="--")
         ax.set_xscale("log")
         ax.set(xlabel=f"relative {kind} error under rotation", ylabel="structures")
     axes[0].legend(title="median dashed")
