@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from fairchem.core.datasets.atomic_data import AtomicData
-from fairchem.core.units.mlip_unit.mlip_unit import mt_collater_adapter
+from fairchem.core.units.mlip_unit.mlip_unit import DEFAULT_EXCLUDE_KEYS, mt_collater_adapter
 
 from est_ocp.errors import ConfigError, DataError
 
@@ -45,7 +45,9 @@ class TaskCollater:
         self.auxiliary = frozenset(auxiliary)
         self.allow_missing_targets = allow_missing_targets
         self.datasets = {name for task in self.tasks for name in task.datasets}
-        self._collater = mt_collater_adapter(list(tasks))
+        # fairchem leaves the periodicity out of its batches; molecules would become periodic.
+        keys = [key for key in DEFAULT_EXCLUDE_KEYS if key != "pbc"]
+        self._collater = mt_collater_adapter(list(tasks), exclude_keys=keys)
 
     def __call__(self, systems: list[AtomicData]) -> AtomicData:
         return self._collater([self._complete(system) for system in systems])

@@ -5,14 +5,19 @@ from __future__ import annotations
 import math
 import shutil
 
+import ase.db
+import hydra
 import numpy as np
 import pytest
 import torch
+from ase.calculators.singlepoint import SinglePointCalculator
 from fairchem.core.components.callbacks import TrainCheckpointCallback
 
+from est_ocp.cli.config import resolve
 from est_ocp.errors import CheckpointError, ConfigError, DataError
 from est_ocp.training import cosine_schedule, latest_checkpoint, metrics_file, resume_command
 from est_ocp.training.checkpoint import SafeCheckpoint, is_complete
+from tests.models import systems
 from tests.training.launch import DEBUG, train
 
 
@@ -191,3 +196,34 @@ def test_options_train(option, losses_of, tiny_data, tmp_path):
     assert last["loss"] == pytest.approx(sum(parts.values()), rel=1e-5)
     evaluation = rows(tmp_path / "run", "eval")[-1]
     assert all(f"{name}_mae" in evaluation["splits"]["mean"] for name in losses_of)
+
+
+def test_trains_on_an_ase_database_with_molecules_and_slabs(tmp_path):
+    """fairchem's own reader and format; molecules stay without periodic images."""
+    for split in ("train", "val_id"):
+        folder = tmp_path / "data" / split
+        folder.mkdir(parents=True)
+        sizes = []
+        with ase.db.connect(folder / "data.aselmdb", type="aselmdb") as db:
+            for seed in range(6):
+                atoms = systems.slab(seed=seed) if seed % 2 else systems.water()
+                labels = {"energy": float(seed), "forces": np.full((len(atoms), 3), 0.1)}
+                atoms.calc = SinglePointCalculator(atoms, **labels)
+                db.write(atoms)
+                sizes.append(len(atoms))
+        np.savez(folder / "metadata.npz", natoms=np.array(sizes))
+    train(
+        DEBUG,
+        "data=ase_db",
+        f"data.root={tmp_path / 'data'}",
+        f"job.run_dir={tmp_path}",
+        "job.timestamp_id=run",
+        "steps=2",
+    )
+    assert len(losses(tmp_path / "run")) == 2
+    (last,) = rows(tmp_path / "run", "eval")
+    assert last["splits"]["val_id"]["forces_mae"] > 0
+    cfg = resolve(DEBUG, ["data=ase_db", f"data.root={tmp_path / 'data'}", "batch_size=6"])
+    batch = next(iter(hydra.utils.instantiate(cfg.runner.train_dataloader)))
+    periodic = {int(n): bool(p.any()) for n, p in zip(batch.natoms, batch.pbc, strict=True)}
+    assert periodic == {3: False, 14: True}
