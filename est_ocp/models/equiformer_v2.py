@@ -188,8 +188,6 @@ class EquiformerV2Backbone(FairchemBackbone):
         with torch.set_grad_enabled(conservative or torch.is_grad_enabled()):
             if conservative:
                 data.pos.requires_grad_(True)
-                if self.regress_config.stress:
-                    data.cell.requires_grad_(True)
             return self._embed(data)
 
     def _embed(self, data) -> dict[str, Any]:

@@ -122,10 +122,12 @@ class RadiusGraph:
             natoms=data.natoms,
             batch=data.batch,
         )
+        # Where ties are kept, fairchem keeps all up to the (max_neighbors + 1)-th distance.
+        one_less = not self.settings.strict_max_neighbors
         out = generate_graph(
             system,
             cutoff=self.settings.cutoff,
-            max_neighbors=self.settings.max_neighbors,
+            max_neighbors=self.settings.max_neighbors - one_less,
             enforce_max_neighbors_strictly=self.settings.strict_max_neighbors,
             radius_pbc_version=self.settings.radius_pbc_version,
             pbc=pbc,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from fairchem.core.common.registry import registry
 from fairchem.core.models.base import HeadInterface
-from fairchem.core.models.uma.outputs import compute_forces, compute_forces_and_stress
+from fairchem.core.models.uma.outputs import compute_forces
 from torch import nn
 
 from est_ocp.errors import ConfigError
@@ -108,7 +108,7 @@ class ForceHead(nn.Module, HeadInterface):
 
 @registry.register_model("est_conservative_head")
 class ConservativeHead(nn.Module, HeadInterface):
-    """Energy, and forces (and stress) as its derivatives.
+    """Energy, and forces as its derivatives.
 
     Returns ``{"energy": {"energy": [B]}, "forces": {"forces": [N, 3]}}``; set
     ``model.pass_through_head_outputs`` to true so that fairchem finds both.
@@ -128,24 +128,19 @@ class ConservativeHead(nn.Module, HeadInterface):
         init_weights(self, backbone.weight_init)
 
     def forward(self, data, emb) -> dict[str, dict[str, torch.Tensor]]:
-        """Return the energies, forces and, where asked for, stresses of the batch."""
+        """Return the energies and forces of the batch."""
         x = emb["node_embedding"]
-        need_grad = self.regress_config.forces or self.regress_config.stress
         grad = torch.is_grad_enabled()
         with (
-            torch.set_grad_enabled(need_grad or grad),
+            torch.set_grad_enabled(self.regress_config.forces or grad),
             torch.autocast(x.device.type, enabled=False),
         ):
             energy = self.node_energy(x, emb["batch"], data.natoms)
-            out = {"energy": {"energy": energy}}
-            if self.regress_config.stress:
-                forces, stress = compute_forces_and_stress(
-                    energy, data.pos, data.cell, emb["batch"], training=self.training and grad
-                )
-                out |= {"forces": {"forces": forces}, "stress": {"stress": stress}}
-            elif self.regress_config.forces:
+            out = {}
+            if self.regress_config.forces:
                 forces = compute_forces(energy, data.pos, training=self.training and grad)
                 out["forces"] = {"forces": forces}
+        out["energy"] = {"energy": energy if grad else energy.detach()}
         return out
 
 
@@ -155,11 +150,18 @@ class BalanceHead(nn.Module, HeadInterface):
 
     With a task named ``expert_balance`` (target 0, its coefficient the balance ratio of the
     paper's Table 8) it reaches the trainer's loss and its logs. The head has no weights.
+
+    Parameters
+    ----------
+    backbone : EquiformerV2EST
+    pass_through : bool
+        The model's ``pass_through_head_outputs``: wrap the output as fairchem then expects it.
     """
 
-    def __init__(self, backbone: nn.Module) -> None:
+    def __init__(self, backbone: nn.Module, pass_through: bool = False) -> None:
         super().__init__()
         backbone.record_gates = True
+        self.pass_through = pass_through
 
     def forward(self, data, emb) -> dict[str, torch.Tensor]:
         """Mean over the layers of the balance loss of each system."""
@@ -174,4 +176,5 @@ class BalanceHead(nn.Module, HeadInterface):
             load_balance_loss(probabilities, gate.top_k, emb["batch"], num_graphs)
             for gate, probabilities in gates.values()
         ]
-        return {"expert_balance": torch.stack(losses).mean(0)}
+        out = {"expert_balance": torch.stack(losses).mean(0)}
+        return {"expert_balance": out} if self.pass_through else out

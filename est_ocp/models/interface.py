@@ -74,10 +74,11 @@ class FairchemBackbone(nn.Module, BackboneInterface):
                     "a task needs forces, but model.backbone.regress_forces is false; set it to "
                     "true or drop the task"
                 )
-            if conservative and scales.get("forces") != scales.get("energy"):
+            both = {"energy", "forces"} <= scales.keys()
+            if conservative and both and scales["forces"] != scales["energy"]:
                 raise ConfigError(
                     "conservative forces need the energy's normaliser: set tasks.forces.normalizer."
-                    f"rmsd to {scales.get('energy')} (it is {scales.get('forces')})"
+                    f"rmsd to {scales['energy']} (it is {scales['forces']})"
                 )
 
     def prepare_for_inference(self, data, settings) -> FairchemBackbone:

@@ -6,7 +6,7 @@ naming the nearest valid one.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Any, TypeVar
@@ -48,7 +48,7 @@ def from_mapping(cls: type[T], given: Mapping[str, Any] | T | None, where: str) 
         values[key] = from_mapping(nested, value, f"{where}.{key}") if nested else value
     try:
         return cls(**values)
-    except ConfigError as error:
+    except (ConfigError, TypeError) as error:
         raise ConfigError(f"{where}: {error}") from None
 
 
@@ -61,8 +61,9 @@ def _require(condition: bool, message: str) -> None:
 class GraphSettings:
     """Radius graph. ``cutoff`` in Angstrom; ``max_neighbors`` per atom.
 
-    ``strict_max_neighbors=False`` keeps every neighbour as near as the farthest one kept, so that
-    ties (symmetric slabs) are not broken by the order of atoms: needed for exact equivariance.
+    ``strict_max_neighbors=False`` also keeps the neighbours that tie with the farthest one kept
+    (squared distance within 0.01 Angstrom^2), so that symmetric slabs do not depend on the order
+    of atoms or on rounding: needed for exact equivariance.
     """
 
     cutoff: float = 12.0
@@ -72,7 +73,7 @@ class GraphSettings:
 
     def __post_init__(self) -> None:
         _require(self.cutoff > 0, f"cutoff must be positive (Angstrom), got {self.cutoff}")
-        _require(self.max_neighbors > 0, f"max_neighbors must be >= 1, got {self.max_neighbors}")
+        _require(self.max_neighbors > 1, f"max_neighbors must be >= 2, got {self.max_neighbors}")
         _require(
             self.radius_pbc_version in (1, 2, 3),
             f"radius_pbc_version must be 1, 2 or 3, got {self.radius_pbc_version}",
@@ -81,16 +82,16 @@ class GraphSettings:
 
 @dataclass
 class RuleSettings:
-    """Points on the sphere: see :func:`est_ocp.sphere.make_rule`."""
+    """Points on the sphere: see :func:`est_ocp.sphere.make_rule`; None is its size for lmax."""
 
     kind: str = "design"
-    num_points: int | list[int] = 128
+    num_points: int | list[int] | None = 128
 
     def build(self, lmax: int) -> SphereRule:
         """Return the points and weights, from the shipped or cached sets where possible."""
         points = self.num_points
-        if not isinstance(points, int):
-            points = tuple(int(n) for n in points)
+        if isinstance(points, Sequence) and not isinstance(points, str):
+            points = tuple(points)
         return make_rule(self.kind, points, lmax=lmax)
 
 

@@ -14,17 +14,3 @@ def smooth_leaky_relu(x: torch.Tensor, negative_slope: float = 0.2) -> torch.Ten
     """
     # The formula collects to a x + (1 - a) x sigmoid(x).
     return negative_slope * x + (1.0 - negative_slope) * nn.functional.silu(x)
-
-
-class SmoothLeakyReLU(nn.Module):
-    """Module of :func:`smooth_leaky_relu`."""
-
-    def __init__(self, negative_slope: float = 0.2) -> None:
-        super().__init__()
-        self.negative_slope = negative_slope
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return smooth_leaky_relu(x, self.negative_slope)
-
-    def extra_repr(self) -> str:
-        return f"negative_slope={self.negative_slope}"

@@ -26,7 +26,8 @@ def load_balance_loss(
     Parameters
     ----------
     gate_probs : Tensor [N, E]
-        Output of an expert gate, after its top-K.
+        Softmax of an expert gate before its top-K: what :class:`est_ocp.nn.GateRecorder` records.
+        Experts that nobody chooses still get a gradient from it.
     top_k : int, optional
         K of the gate; None if it is dense.
     batch : Tensor [N], int64, optional
@@ -67,7 +68,9 @@ def _graph_losses(
     if top_k is None:
         share = mean_probability
     else:
-        share = graph_mean((gate_probs > 0).to(gate_probs.dtype)) / top_k
+        chosen = gate_probs.detach().topk(top_k, dim=-1).indices
+        choices = torch.zeros_like(gate_probs).scatter(-1, chosen, 1.0)
+        share = graph_mean(choices) / top_k
     loss = num_experts * (share * mean_probability).sum(dim=1) - 1.0
     return torch.where(nodes > 0, loss, torch.zeros_like(loss))
 

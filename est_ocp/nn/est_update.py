@@ -165,6 +165,7 @@ class ESTUpdateBlock(nn.Module):
             self.scalar_path = nn.Sequential(
                 nn.LayerNorm(width), nn.Linear(width, width), nn.SiLU()
             )
+            nn.init.zeros_(self.scalar_path[1].bias)
         self.random_rotation = RandomRotation(lmax) if random_rotation else None
 
     def forward(

@@ -50,6 +50,8 @@ class _Gate(nn.Module):
         self.channels = channels
         self.num_experts = num_experts
         self.top_k = top_k
+        # A module, so that a hook sees the probabilities before top-K.
+        self.softmax = nn.Softmax(dim=-1)
 
     def _logits(self, scalars: torch.Tensor) -> torch.Tensor:
         raise NotImplementedError
@@ -65,7 +67,7 @@ class _Gate(nn.Module):
             weight_dtype = next(self.parameters()).dtype
             logits = self._logits(scalars.to(weight_dtype))
             precise = torch.promote_types(logits.dtype, torch.float32)
-            probabilities = torch.softmax(logits.to(precise), dim=-1)
+            probabilities = self.softmax(logits.to(precise))
             if self.top_k is None:
                 return probabilities
             return keep_top_k(probabilities, self.top_k)
@@ -124,6 +126,8 @@ class ExpertGateMLP(_Gate):
         self.mlp = nn.Sequential(
             nn.Linear(channels, channels), nn.SiLU(), nn.Linear(channels, num_experts), nn.SiLU()
         )
+        for layer in (self.mlp[0], self.mlp[2]):
+            nn.init.zeros_(layer.bias)
 
     def _logits(self, scalars: torch.Tensor) -> torch.Tensor:
         return self.mlp(self.norm(scalars))

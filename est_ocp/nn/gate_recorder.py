@@ -1,4 +1,4 @@
-"""Collect the experts' gate probabilities of a network during a forward pass."""
+"""Collect the experts' probabilities of a network during a forward pass."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from est_ocp.nn.expert_gate import ExpertGate, ExpertGateMLP
 
 
 class GateRecorder:
-    """Context manager that records the output of every expert gate inside a module.
+    """Context manager that records the softmax of every expert gate inside a module.
+
+    With a top-K gate these are the probabilities before the choice of K, which the balance loss
+    needs.
 
     Hooks live only inside the ``with`` block, so nothing is kept on the module itself.
 
@@ -23,8 +26,8 @@ class GateRecorder:
     Attributes
     ----------
     records : dict of str to (Module, Tensor [N, E])
-        By the gate's name: the gate, and its output in the last forward pass with its autograd
-        history.
+        By the gate's name: the gate, and its probabilities in the last forward pass with their
+        autograd history.
 
     Examples
     --------
@@ -45,10 +48,10 @@ class GateRecorder:
     def __enter__(self) -> GateRecorder:
         for name, gate in self._gates:
 
-            def record(module, _inputs, output, name=name):
-                self.records[name] = (module, output)
+            def record(_module, _inputs, output, name=name, gate=gate):
+                self.records[name] = (gate, output)
 
-            self._handles.append(gate.register_forward_hook(record))
+            self._handles.append(gate.softmax.register_forward_hook(record))
         return self
 
     def __exit__(

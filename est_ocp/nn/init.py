@@ -13,7 +13,7 @@ from est_ocp.nn.so3_linear import SO3Linear
 
 
 def init_weights(module: nn.Module, weight_init: str = "uniform") -> None:
-    """Initialise all linear maps of a module in place.
+    """Initialise the linear maps of a module in place; EST's experts keep their own start.
 
     Biases become zero in both modes. ``"uniform"`` keeps the weights as the layers drew them,
     uniformly in ``+-1/sqrt(fan_in)``; ``"normal"`` draws them from a normal distribution of

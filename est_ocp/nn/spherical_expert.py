@@ -15,10 +15,15 @@ class _GatedSiLU(torch.autograd.Function):
     largest tensor of the network. Second derivatives work.
     """
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx, hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        ctx.save_for_backward(hidden, weight)
-        return nn.functional.silu(hidden).mul_(weight)
+    def forward(hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return nn.functional.silu(hidden) * weight
+
+    @staticmethod
+    def setup_context(ctx, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        ctx.save_for_backward(*inputs)
 
     @staticmethod
     def backward(ctx, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

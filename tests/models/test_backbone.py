@@ -14,7 +14,7 @@ import est_ocp
 from est_ocp.errors import ConfigError, DataError
 from est_ocp.models import EquiformerV2EST
 from tests.models import systems
-from tests.models.small import BACKBONE, HEADS, merge, model, outputs
+from tests.models.small import BACKBONE, CONSERVATIVE, HEADS, merge, model, outputs
 
 BASELINE = {
     "model": "est_ocp.models.EquiformerV2Baseline",
@@ -148,6 +148,8 @@ def test_unknown_element_is_named(z):
         ({"message": {"activation_rule": {"kind": "lebedv"}}}, "lebedev"),
         ({"mmax": 3}, "mmax"),
         ({"graph": {"cutoff": -1.0}}, "cutoff must be positive"),
+        ({"graph": {"max_neighbors": 1}}, "max_neighbors must be >= 2"),
+        ({"graph": {"cutoff": "12"}}, "model.backbone.graph"),
     ],
 )
 def test_wrong_keys_and_values_are_named(changes, message):
@@ -168,7 +170,7 @@ def test_weight_decay_spares_norms_embeddings_and_biases():
             assert decayed, name
 
 
-def test_balance_head_gives_zero_gradient_at_uniform_gates_and_counts_otherwise():
+def test_balance_head_gives_the_gates_a_gradient():
     heads = HEADS | {"expert_balance": {"module": "est_ocp.models.BalanceHead"}}
     made = model(heads=heads).train()
     out = made(systems.collate([systems.slab(), systems.water()]))
@@ -206,3 +208,19 @@ def test_tasks_that_contradict_the_model_are_refused(changes, rmsd, message):
     with pytest.raises(ConfigError, match=message):
         backbone.validate_tasks({"oc20": [task("energy", 2.0), task("forces", rmsd)]})
     EquiformerV2EST(**configuration).validate_tasks({"oc20": [task("energy", 2.0)]})
+
+
+def test_balance_head_beside_conservative_forces():
+    heads = CONSERVATIVE | {
+        "expert_balance": {"module": "est_ocp.models.BalanceHead", "pass_through": True}
+    }
+    out = model(heads=heads, conservative=True)(systems.collate([systems.slab()]))
+    assert out["expert_balance"]["expert_balance"].shape == (1,)
+    assert out["forces"]["forces"].shape == (14, 3)
+
+
+def test_conservative_energies_keep_no_graph_in_inference():
+    with torch.no_grad():
+        out = model(conservative=True)(systems.collate([systems.slab()]))
+    assert not out["energy"]["energy"].requires_grad
+    assert not out["forces"]["forces"].requires_grad

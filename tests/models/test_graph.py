@@ -92,6 +92,18 @@ def test_ties_are_kept_unless_strict():
     assert strict.edge_index.shape[1] == 5
 
 
+@pytest.mark.parametrize("strict", [True, False])
+def test_without_ties_there_are_exactly_max_neighbors(strict):
+    rng = np.random.default_rng(0)
+    atoms = Atoms("H30", positions=rng.normal(scale=2.0, size=(30, 3)))
+    settings = GraphSettings(cutoff=50.0, max_neighbors=6, strict_max_neighbors=strict)
+    graph = RadiusGraph(settings)(systems.collate([atoms]))
+    counts = torch.bincount(graph.edge_index[1])
+    # Where two squared distances differ by less than 0.01 both are kept.
+    assert counts.min() == 6
+    assert (counts == 6).float().mean() > (0.99 if strict else 0.8)
+
+
 def test_gradients_pass_through_wrapping():
     data = systems.collate([skewed(3, (True, True, True))])
     data.pos = data.pos.requires_grad_(True)

@@ -74,7 +74,7 @@ def test_batch_equals_single_systems(dtype):
     made = model(dtype)
     batch = [make() for make in MAKERS] + [systems.single_atom(), systems.slab("Pt", seed=3)]
     if dtype == torch.float32:
-        # In a perfect crystal all l > 0 vanish, and the layer norm blows rounding up to 1e-4.
+        # In a perfect crystal all l > 0 vanish, and the layer norm turns rounding into features.
         batch.remove(systems.crystal())
     e, f = outputs(made, systems.collate(batch, dtype))
     alone = [outputs(made, systems.collate([a], dtype)) for a in batch]

@@ -110,3 +110,13 @@ def test_usage_statistics():
     assert collapsed["usage_entropy"].item() == pytest.approx(0.0)
     torch.testing.assert_close(collapsed["mean_usage"], torch.eye(4)[0])
     assert not expert_usage(probabilities().requires_grad_())["mean_usage"].requires_grad
+
+
+def test_a_collapsed_top_k_gate_is_pulled_apart():
+    """All nodes choose the same two experts; descent must raise the others' logits."""
+    logits = torch.tensor([[2.0, 1.5, 0.0, -0.5]], dtype=torch.float64).repeat(6, 1)
+    logits.requires_grad_(True)
+    load_balance_loss(logits.softmax(-1), top_k=2).backward()
+    gradient = logits.grad.sum(0)
+    assert (gradient[:2] > 0).all()
+    assert (gradient[2:] < 0).all()
