@@ -65,7 +65,8 @@ def natoms_of(shards: LmdbShards, path: str | os.PathLike[str] | None = None) ->
     Raises
     ------
     DataError
-        If a metadata file is unreadable or of another length, or a record is damaged.
+        If a metadata file is unreadable, of another length or of other structures, or a record
+        is damaged.
     """
     if path is not None:
         given = expand_path(path)
@@ -75,11 +76,11 @@ def natoms_of(shards: LmdbShards, path: str | os.PathLike[str] | None = None) ->
 
     beside, cached = metadata_path(shards), _cache_path(shards)
     if beside.is_file():
-        return load_natoms(beside, len(shards))
+        return _load_checked(beside, shards)
     with _lock(cached.with_suffix(".lock")):
         for candidate in (beside, cached):
             if candidate.is_file():
-                return load_natoms(candidate, len(shards))
+                return _load_checked(candidate, shards)
         logger.warning("no metadata.npz for '%s': counting atoms once", shards.files[0].parent)
         natoms = count_all(shards)
         for candidate in (beside, cached):
@@ -116,6 +117,23 @@ def load_natoms(path: Path, length: int) -> np.ndarray:
     if not np.array_equal(whole, natoms) or (whole <= 0).any():
         raise DataError(f"natoms of '{path}' are not positive whole numbers; {remedy}")
     return whole
+
+
+def _load_checked(path: Path, shards: LmdbShards) -> np.ndarray:
+    """Read a metadata file and compare a few of its numbers with the records."""
+    natoms = load_natoms(path, len(shards))
+    for index in np.unique(np.linspace(0, len(shards) - 1, 5).astype(int)).tolist():
+        try:
+            count = _count_one(shards, index)
+        except DataError:
+            continue  # A damaged record is reported when it is read.
+        if natoms[index] != count:
+            raise DataError(
+                f"'{path}' says natoms = {natoms[index]} for {shards.describe(index)}, which has "
+                f"{count}; it is of other structures: delete it to have it made again"
+            )
+    shards.close()
+    return natoms
 
 
 def save_natoms(path: Path, natoms: np.ndarray) -> None:

@@ -17,7 +17,7 @@ from est_ocp.data.metadata import natoms_of
 from est_ocp.data.record import to_atomic_data
 from est_ocp.data.shards import LmdbShards, expand_path, find_shards
 from est_ocp.data.unpickle import as_fields, safe_loads
-from est_ocp.errors import ConfigError, DataError, unknown_keys
+from est_ocp.errors import ConfigError, DataError, ESTError, unknown_keys
 
 TASKS = ("s2ef", "is2re")
 
@@ -105,13 +105,22 @@ class OC20LmdbDataset(BaseDataset):
         index = int(index)
         if index < 0:
             index += len(self)
-        data = to_atomic_data(
-            self.fields(index),
-            task=self.task,
-            index=index,
-            where=self.shards.describe(index),
-            max_num_elements=self.max_num_elements,
-        )
+        fields = self.fields(index)
+        where = self.shards.describe(index)
+        try:
+            data = to_atomic_data(
+                fields,
+                task=self.task,
+                index=index,
+                where=where,
+                max_num_elements=self.max_num_elements,
+            )
+        except ESTError:
+            raise
+        except (TypeError, ValueError, RuntimeError, IndexError) as error:
+            raise DataError(
+                f"{where} cannot be made a structure ({error}); remove or repair the record"
+            ) from error
         # A bare string, set after construction: fairchem's collater uses it as a dict key.
         data.dataset = self.dataset_name
         return rename_data_object_keys(self.transforms(data), self.key_mapping)

@@ -59,10 +59,14 @@ def to_atomic_data(
     count = pos.shape[0]
     if count == 0:
         raise DataError(f"{where} has no atoms; remove it from the dataset")
-    if "natoms" in fields and int(fields["natoms"]) != count:
-        raise DataError(f"{where} says natoms = {int(fields['natoms'])} but has {count} positions")
+    natoms = _whole(fields, "natoms", where)
+    if natoms is not None and natoms.tolist() != [count]:
+        said = ", ".join(map(str, natoms.tolist())) or "[]"
+        raise DataError(
+            f"{where} says natoms = {said} but has {count} positions; remove or repair the record"
+        )
     numbers = _atomic_numbers(fields, count, max_num_elements, where)
-    pbc = torch.as_tensor(fields.get("pbc", [True] * 3), dtype=torch.bool).reshape(1, 3)
+    pbc = _pbc(fields, where)
     cell = _cell(fields, bool(pbc.any()), where)
 
     energy = _label(fields, ENERGY_NAMES[task], (1,), where)
@@ -82,7 +86,7 @@ def to_atomic_data(
         tags=_per_atom(fields, "tags", count, where),
         energy=energy,
         forces=forces,
-        sid=_identifier(fields, task, index),
+        sid=_identifier(fields, task, index, where),
     )
     data.sample_id = torch.tensor([index])
     if task == "is2re":
@@ -96,20 +100,48 @@ def to_atomic_data(
 
 
 def _floats(fields: Mapping[str, Any], name: str, where: str) -> torch.Tensor | None:
-    """Return a field as float64, checked to be finite."""
+    """Return a field as float64, checked to be finite also as float32."""
     if fields.get(name) is None:
         return None
     try:
         value = torch.as_tensor(fields[name]).detach().double()
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise DataError(f"{where} has a '{name}' that is not numeric ({error})") from error
-    finite = torch.isfinite(value)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise DataError(
+            f"{where} has a '{name}' that is not numeric ({error}); remove or repair the record"
+        ) from error
+    finite = torch.isfinite(value.float())
     if not bool(finite.all()):
         bad = int((~finite).sum())
         raise DataError(
-            f"{where} has {bad} values in '{name}' that are not finite; remove or repair the record"
+            f"{where} has {bad} values in '{name}' that are not finite in float32; "
+            "remove or repair the record"
         )
     return value
+
+
+def _whole(fields: Mapping[str, Any], name: str, where: str) -> torch.Tensor | None:
+    """Return a field as a flat int64 tensor, checked to be whole numbers."""
+    values = _floats(fields, name, where)
+    if values is None:
+        return None
+    whole = values.round().long()
+    if bool((values != whole).any()):
+        raise DataError(
+            f"{where} has '{name}' that are not whole numbers; remove or repair the record"
+        )
+    return whole.reshape(-1)
+
+
+def _pbc(fields: Mapping[str, Any], where: str) -> torch.Tensor:
+    """Return the periodic directions as bool [1, 3]; one value stands for all three."""
+    values = _floats(fields, "pbc", where)
+    if values is None:
+        return torch.ones(1, 3, dtype=torch.bool)
+    if values.numel() not in (1, 3):
+        raise DataError(
+            f"{where} has a 'pbc' of shape {list(values.shape)}; give one or three booleans"
+        )
+    return (values.reshape(1, -1) != 0).expand(1, 3).clone()
 
 
 def _label(
@@ -164,25 +196,38 @@ def _cell(fields: Mapping[str, Any], periodic: bool, where: str) -> torch.Tensor
 
 
 def _per_atom(fields: Mapping[str, Any], name: str, count: int, where: str) -> torch.Tensor:
-    if fields.get(name) is None:
+    values = _whole(fields, name, where)
+    if values is None:
         return torch.zeros(count, dtype=torch.long)
-    values = torch.as_tensor(fields[name]).reshape(-1).long()
     if values.shape[0] != count:
-        raise DataError(f"{where} has {values.shape[0]} '{name}' for {count} positions")
+        raise DataError(
+            f"{where} has {values.shape[0]} '{name}' for {count} positions; "
+            "remove or repair the record"
+        )
     return values
 
 
-def _identifier(fields: Mapping[str, Any], task: str, index: int) -> str:
+def _identifier(fields: Mapping[str, Any], task: str, index: int, where: str) -> str:
     """Return "sid_fid" for S2EF frames, "sid" otherwise, as OC20's submissions name them."""
     if fields.get("sid") is None:
         return str(index)
-    sid = _text(fields["sid"])
+    sid = _text(fields, "sid", where)
     if task == "s2ef" and fields.get("fid") is not None:
-        return f"{sid}_{_text(fields['fid'])}"
+        return f"{sid}_{_text(fields, 'fid', where)}"
     return sid
 
 
-def _text(value: Any) -> str:
+def _text(fields: Mapping[str, Any], name: str, where: str) -> str:
+    value = fields[name]
     if isinstance(value, str):
         return value
-    return str(int(torch.as_tensor(value).reshape(-1)[0]))
+    try:
+        number = torch.as_tensor(value).item()
+        if int(number) == number:
+            return str(int(number))
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        pass
+    raise DataError(
+        f"{where} has a '{name}' that is neither text nor one whole number; "
+        "remove or repair the record"
+    )

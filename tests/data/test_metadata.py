@@ -77,6 +77,18 @@ def test_wrong_metadata(folder, arrays, message):
         natoms_of(shards_of(folder))
 
 
+@pytest.mark.parametrize("index", [0, 3, 6])
+@pytest.mark.parametrize("cached", [False, True])
+def test_metadata_of_other_structures(folder, index, cached):
+    shards = shards_of(folder)
+    path = metadata._cache_path(shards) if cached else metadata_path(shards)
+    wrong = np.array(NATOMS)
+    wrong[index] += 1
+    metadata.save_natoms(path, wrong)
+    with pytest.raises(DataError, match=rf"{path.name}.*\(sample {index}\).*delete it"):
+        natoms_of(shards)
+
+
 def test_damaged_and_absent_metadata(folder):
     natoms_of(shards_of(folder))
     os.truncate(folder / "metadata.npz", 100)

@@ -142,7 +142,19 @@ def with_field(record: dict, name: str, value) -> dict:
         ("atomic_numbers", torch.full((6,), 6.5), r"atomic number 6\.5"),
         ("atomic_numbers", torch.ones(5), "5 atomic numbers for 6"),
         ("natoms", 7, "natoms = 7"),
+        ("natoms", [3, 3], "natoms = 3, 3"),
+        ("natoms", 6.5, "'natoms' that are not whole"),
         ("tags", torch.zeros(4), "4 'tags' for 6"),
+        ("tags", [1.5] * 6, "'tags' that are not whole"),
+        ("fixed", [0, float("nan"), 1, 0, 0, 0], "1 values in 'fixed'"),
+        ("fixed", "abc", "'fixed' that is not numeric"),
+        ("pbc", [True, False], "'pbc' of shape"),
+        ("pbc", "abc", "'pbc' that is not numeric"),
+        ("sid", [], "'sid' that is neither"),
+        ("sid", 1.5, "'sid' that is neither"),
+        ("fid", float("nan"), "'fid' that is neither"),
+        ("y", 1e300, "1 values in 'y' that are not finite"),
+        ("force", torch.full((6, 3), 1e300, dtype=torch.float64), "18 values in 'force'"),
     ],
 )
 def test_bad_records(tmp_path, name, value, message):
@@ -151,6 +163,40 @@ def test_bad_records(tmp_path, name, value, message):
         one(tmp_path, pickle.dumps(with_field(fields, name, value)))
     assert "record 0 of" in str(caught.value)
     assert "data.0000.lmdb" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "pbc"),
+    [
+        ("pbc", True, True),
+        ("pbc", False, False),
+        ("pbc", np.array([[True] * 3]), True),
+        ("pbc", None, True),
+        ("natoms", None, True),
+        ("natoms", torch.tensor([6]), True),
+        ("fixed", np.ones(6, bool), True),
+        ("sid", torch.tensor([1003]), True),
+    ],
+)
+def test_optional_fields_in_other_forms(tmp_path, name, value, pbc):
+    sample = one(tmp_path, pickle.dumps(make_record(3) | {name: value}))
+    assert sample.pbc.tolist() == [[pbc] * 3]
+    assert sample.natoms.tolist() == [6]
+    assert sample.sid == ["1003_3"]
+
+
+@pytest.mark.parametrize("kind", [TypeError, ValueError, RuntimeError, IndexError])
+def test_other_errors_name_the_record(tmp_path, monkeypatch, kind):
+    def fail(*_, **__):
+        raise kind("odd")
+
+    write_oc20_lmdb(tmp_path, [make_record(1)])
+    data = dataset(tmp_path)
+    monkeypatch.setattr("est_ocp.data.oc20_lmdb.to_atomic_data", fail)
+    with pytest.raises(DataError, match=r"record 0 of .*\(odd\); remove or repair"):
+        data[0]
+    with pytest.raises(IndexError):
+        data[1]
 
 
 def test_molecule_without_cell(tmp_path):
