@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import random
 import shutil
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from torch.distributed.checkpoint import FileSystemReader
 from est_ocp.errors import CheckpointError
 
 _PARTIAL = ".partial"
+_SAVED_FILE = "saved.json"
 
 
 def is_complete(checkpoint: Path) -> bool:
@@ -34,6 +37,14 @@ def is_complete(checkpoint: Path) -> bool:
         return all((checkpoint / name).stat().st_size >= size for name, size in sizes.items())
     except Exception:  # a damaged index can fail in any way that unpickling can
         return False
+
+
+def saved_at(checkpoint: Path) -> int:
+    """When a checkpoint was saved, nanoseconds; written into it, so copies keep their order."""
+    try:
+        return int(json.loads((checkpoint / _SAVED_FILE).read_text())["time_ns"])
+    except (OSError, ValueError, KeyError):
+        return (checkpoint / ".metadata").stat().st_mtime_ns
 
 
 def latest_checkpoint(run_dir: str | Path) -> Path:
@@ -55,7 +66,7 @@ def latest_checkpoint(run_dir: str | Path) -> Path:
     found = [p for p in folder.iterdir() if p.is_dir() and not p.is_symlink() and is_complete(p)]
     if not found:
         raise CheckpointError(f"{folder} holds no complete checkpoint; start the run again")
-    return max(found, key=lambda p: (p / ".metadata").stat().st_mtime_ns)
+    return max(found, key=saved_at)
 
 
 def resume_command(run_dir: str | Path, overrides: list[str] | None = None) -> list[str]:
@@ -122,6 +133,8 @@ class SafeCheckpoint(TrainCheckpointCallback):
     ) -> None:
         """Receive the runner's functions; called by the runner."""
 
+        self._resumed: Path | None = None
+
         def save(location: str) -> None:
             self._save(save_callback, Path(location))
 
@@ -135,6 +148,7 @@ class SafeCheckpoint(TrainCheckpointCallback):
         location = getattr(unit, "lazy_state_location", None)
         if location is None:
             return
+        self._resumed = Path(location).resolve()
         file = _random_state_file(Path(location))
         if file.is_file():
             restore_random_state(torch.load(file, weights_only=False))
@@ -144,10 +158,11 @@ class SafeCheckpoint(TrainCheckpointCallback):
                 "ranks changed?): dropout continues with other random numbers"
             )
 
-    @staticmethod
-    def _save(save_callback: Callable[[str], None], path: Path) -> None:
-        if path.name != "final" and is_complete(path):
-            return  # the run was resumed from this very checkpoint
+    def _save(self, save_callback: Callable[[str], None], path: Path) -> None:
+        # Torchtnt saves at the start too: the very checkpoint that the run was resumed from.
+        resumed, self._resumed = self._resumed, None
+        if path.name != "final" and path.resolve() == resumed:
+            return
         partial = path.with_name(path.name + _PARTIAL)
         if distutils.is_master():
             shutil.rmtree(partial, ignore_errors=True)
@@ -160,6 +175,7 @@ class SafeCheckpoint(TrainCheckpointCallback):
             config = OmegaConf.load(partial / "resume.yaml")
             config.job.runner_state_path = str(path)
             OmegaConf.save(config, partial / "resume.yaml")
+            (partial / _SAVED_FILE).write_text(json.dumps({"time_ns": time.time_ns()}))
             if path.exists():
                 shutil.rmtree(path)
             partial.rename(path)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from fairchem.core.components.train.train_runner import TrainEvalRunner
 
 from est_ocp.data import EvaluationBatchSampler, release_workers
 from est_ocp.errors import CheckpointError, ConfigError
+from est_ocp.training.checkpoint import is_complete, latest_checkpoint
 from est_ocp.training.threads import share_cores
 
 
@@ -86,29 +89,45 @@ class TrainRunner(TrainEvalRunner):
         )
 
     def save_state(self, checkpoint_location: str, is_preemption: bool = False) -> bool:
-        """Save, or on a signal link the newest checkpoint as the one to continue from."""
-        # fairchem's signal handler makes this an empty folder, where a link is to be put
-        if (
-            is_preemption
-            and os.path.isdir(checkpoint_location)
-            and not os.path.islink(checkpoint_location)
-        ):
+        """Save, or on a signal link the newest complete checkpoint as the one to continue from."""
+        if not is_preemption:
+            return super().save_state(checkpoint_location)
+        newest = self._newest_checkpoint()
+        if newest is None:
+            return False
+        # fairchem's signal handler makes this an empty folder, where the link is to be put
+        if os.path.isdir(checkpoint_location) and not os.path.islink(checkpoint_location):
             os.rmdir(checkpoint_location)
-        return super().save_state(checkpoint_location, is_preemption)
+        elif os.path.lexists(checkpoint_location):
+            os.remove(checkpoint_location)
+        os.symlink(newest.resolve(), checkpoint_location)
+        logging.info(f"to be continued from {newest}")
+        return True
 
     def load_state(self, checkpoint_location: str | None) -> None:
-        """Continue from a checkpoint, or from the run's newest one where none is named.
+        """Continue from a checkpoint, or from the run's newest complete one if none is named.
 
         Raises
         ------
         CheckpointError
             If the named folder holds no complete checkpoint.
         """
-        if checkpoint_location and not os.path.isfile(
-            os.path.join(checkpoint_location, ".metadata")
-        ):
+        if not checkpoint_location:
+            newest = self._newest_checkpoint()
+            if newest is None:
+                logging.info("no complete checkpoint in this run yet: starting from scratch")
+                return
+            logging.info(f"continuing this run from {newest}")
+            checkpoint_location = str(newest)
+        elif not is_complete(Path(checkpoint_location).resolve()):
             raise CheckpointError(
                 f"job.runner_state_path: {checkpoint_location} holds no complete training "
                 "checkpoint; name a folder checkpoints/step_N of an earlier run"
             )
         super().load_state(checkpoint_location)
+
+    def _newest_checkpoint(self) -> Path | None:
+        try:
+            return latest_checkpoint(Path(self.job_config.metadata.checkpoint_dir).parent)
+        except CheckpointError:
+            return None

@@ -227,3 +227,36 @@ def test_trains_on_an_ase_database_with_molecules_and_slabs(tmp_path):
     batch = next(iter(hydra.utils.instantiate(cfg.runner.train_dataloader)))
     periodic = {int(n): bool(p.any()) for n, p in zip(batch.natoms, batch.pbc, strict=True)}
     assert periodic == {3: False, 14: True}
+
+
+def test_a_copied_run_keeps_the_order_of_its_checkpoints(tiny_run, tmp_path):
+    run = tmp_path / "copy"
+    for checkpoint in ("final", "step_3", "step_0"):  # written in the wrong order, with new times
+        shutil.copytree(
+            tiny_run / "checkpoints" / checkpoint,
+            run / "checkpoints" / checkpoint,
+            copy_function=shutil.copyfile,
+        )
+    assert latest_checkpoint(run).name == "final"
+
+
+def test_a_run_with_a_damaged_newest_checkpoint_continues_from_the_one_before(tiny_run, tmp_path):
+    shutil.copytree(tiny_run, tmp_path / "whole")
+    piece = next((tmp_path / "whole" / "checkpoints" / "final").glob("*.distcp"))
+    piece.write_bytes(piece.read_bytes()[:100])
+    train(tiny_run / "canonical_config.yaml", f"job.run_dir={tmp_path}")
+    assert losses(tmp_path / "whole") == losses(tiny_run)
+    assert is_complete(tmp_path / "whole" / "checkpoints" / "final")
+
+
+def test_going_back_to_an_earlier_checkpoint_replaces_the_later_ones(tiny_run, tmp_path):
+    shutil.copytree(tiny_run, tmp_path / "whole")
+    checkpoints = tmp_path / "whole" / "checkpoints"
+    before = (checkpoints / "step_3" / "inference_ckpt.pt").read_bytes()
+    train(
+        tiny_run / "canonical_config.yaml",
+        f"job.run_dir={tmp_path}",
+        f"job.runner_state_path={checkpoints / 'step_0'}",
+        "runner.train_eval_unit.optimizer_fn.lr=0.01",
+    )
+    assert (checkpoints / "step_3" / "inference_ckpt.pt").read_bytes() != before
