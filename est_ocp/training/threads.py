@@ -15,4 +15,5 @@ def share_cores() -> None:
     """
     ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if ranks > 1 and "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // ranks))
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        torch.set_num_threads(max(1, cores // ranks))

@@ -6,7 +6,7 @@
 Structures of the demonstration set are rotated with their cells, in float64. Without a checkpoint
 the weights are random, all linear maps multiplied by ``--scale`` to stand for training. The
 model's points are exchanged part by part (weights do not depend on them): the part under test
-gets the points of its row, the other 590 Lebedev points, which leave an error near 1e-7. Writes
+gets the points of its row, the other 590 Lebedev points, which leave an error below 1e-5. Writes
 ``s2ef_equivariance.csv`` and ``s2ef_equivariance.md``.
 """
 
