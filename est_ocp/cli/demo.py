@@ -44,15 +44,18 @@ def run(arguments: argparse.Namespace) -> int:
     with as_file(files("est_ocp.configs") / "demo_s2ef.yaml") as packaged:
         own = Path("configs/demo/s2ef.yml")
         config = own if own.is_file() else packaged
-        train = [
-            "fairchem",
-            "--config",
-            str(config),
-            f"data.root={out / 'data'}",
-            f"job.run_dir={out / 'runs'}",
-            f"job.timestamp_id={run_id}",
-            *arguments.overrides,
-        ]
+        train, train_again = (
+            [
+                "fairchem",
+                "--config",
+                str(config),
+                f"data.root={out / 'data'}",
+                f"job.run_dir={out / 'runs'}",
+                f"job.timestamp_id={name}",
+                *arguments.overrides,
+            ]
+            for name in (run_id, "repeat")
+        )
         _say("2/4  training", shlex.join(train))
         _fairchem(train[1:], out / "training.log")
 
@@ -63,11 +66,13 @@ def run(arguments: argparse.Namespace) -> int:
     _say("3/4  evaluation", evaluation)
     evaluate(run_dir, overrides=ONE_PROCESS)
     _say("4/4  report", f"est-ocp report {run_dir} --out {out / 'report'}")
+    again = out / "runs" / "repeat"
     commands = [
+        f"# this run had job.timestamp_id={run_id}, with which fairchem would continue it",
         f"est-ocp data demo --out {out / 'data'}",
-        shlex.join(train),
-        evaluation,
-        f"est-ocp report {run_dir} --out {out / 'report'}",
+        shlex.join(train_again),
+        f"est-ocp evaluate --checkpoint {again} {shlex.join(ONE_PROCESS)}",
+        f"est-ocp report {again} --out {out / 'report-repeat'}",
     ]
     page = make_report(run_dir, out / "report", commands=commands, note=NOTE)
     print(f"\nreport: {page}  ({time.perf_counter() - started:.0f} s in all)")

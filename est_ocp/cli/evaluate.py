@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
 from est_ocp.errors import ConfigError
+
+#: Beside the npz files: the checkpoint that they come from, and their names.
+CHECKPOINT_FILE = "checkpoint.json"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -93,23 +97,47 @@ def evaluate(
     if out is None:
         out = (run_dir or Path.cwd()) / "results" / "predictions"
     out = Path(out).resolve()
-    _launch(config, overrides or [], file, out, free_atoms_only)
-    results = Results.of(load_predictions(out), train_mean_energy(tasks))
+    stamp = checkpoint_stamp(file)
+    splits = _launch(config, overrides or [], file, out, free_atoms_only)
+    stamp["splits"] = splits
+    (out / CHECKPOINT_FILE).write_text(json.dumps(stamp, indent=2) + "\n")
+    results = Results.of(load_predictions(out, splits), train_mean_energy(tasks))
     results.write_csv(out / "metrics.csv")
     (out / "metrics.json").write_text(json.dumps(results.model, indent=2) + "\n")
     return results
 
 
+def checkpoint_stamp(file: Path) -> dict[str, Any]:
+    """Return what tells a checkpoint file from a later one."""
+    status = file.stat()
+    return {
+        "checkpoint": str(file.resolve()),
+        "size": status.st_size,
+        "mtime_ns": status.st_mtime_ns,
+    }
+
+
+def evaluated_splits(folder: Path, checkpoint: Path) -> list[str] | None:
+    """Return the splits in a folder that this very checkpoint predicted; None if it did not."""
+    try:
+        stamp = json.loads((folder / CHECKPOINT_FILE).read_text())
+        splits = stamp.pop("splits")
+    except (OSError, ValueError, KeyError, AttributeError):
+        return None
+    current = stamp == checkpoint_stamp(checkpoint)
+    complete = all((folder / f"{split}.npz").is_file() for split in splits)
+    return splits if current and complete else None
+
+
 def _launch(
     config: str | Path, overrides: list[str], checkpoint: Path, out: Path, free_atoms_only: bool
-) -> None:
-    """Run :class:`est_ocp.evaluation.PredictRunner` on the config's validation data."""
-    from fairchem.core.common import distutils
-    from fairchem.core.launchers.slurm_launch import local_launch
-    from omegaconf import OmegaConf, open_dict
+) -> list[str]:
+    """Run :class:`est_ocp.evaluation.PredictRunner` on the config's validation data.
 
-    from est_ocp.cli.config import resolve
-    from est_ocp.evaluation.checkpoint import quiet
+    Files of an earlier evaluation stay until this one has succeeded, and then only those of the
+    same splits are replaced. Returns the splits.
+    """
+    from est_ocp.cli.config import instantiate, resolve
 
     cfg = resolve(config, overrides)
     if cfg.job.scheduler.mode != "local":
@@ -117,6 +145,27 @@ def _launch(
             "evaluation on SLURM goes through fairchem itself: "
             "fairchem --config configs/s2ef/predict.yml cluster=slurm_a100 checkpoint=..."
         )
+    instantiate(cfg.runner.eval_dataloader.dataset, "the validation data")
+    (out / "logs").mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out, prefix=".partial-") as partial:
+        _predict_into(partial, cfg, checkpoint, out / "logs", free_atoms_only)
+        files = sorted(Path(partial).glob("*.npz"))
+        (out / CHECKPOINT_FILE).unlink(missing_ok=True)
+        for file in files:
+            file.replace(out / file.name)
+    return [file.stem for file in files]
+
+
+def _predict_into(
+    folder: str, cfg: Any, checkpoint: Path, logs: Path, free_atoms_only: bool
+) -> None:
+    """Launch the runner that writes ``<split>.npz`` into a folder."""
+    from fairchem.core.common import distutils
+    from fairchem.core.launchers.slurm_launch import local_launch
+    from omegaconf import OmegaConf, open_dict
+
+    from est_ocp.evaluation.checkpoint import quiet
+
     with open_dict(cfg):
         cfg.job.logger = None
         cfg.runner = OmegaConf.create(
@@ -124,15 +173,11 @@ def _launch(
                 "_target_": "est_ocp.evaluation.PredictRunner",
                 "dataloader": cfg.runner.eval_dataloader,
                 "checkpoint": str(checkpoint),
-                "output_dir": str(out),
+                "output_dir": folder,
                 "free_atoms_only": free_atoms_only,
             }
         )
-        cfg.job.metadata.log_dir = str(out / "logs")
-    out.mkdir(parents=True, exist_ok=True)
-    for old in out.glob("*.npz"):
-        old.unlink()
-    (out / "logs").mkdir(exist_ok=True)
+        cfg.job.metadata.log_dir = str(logs)
     distutils.cleanup()
     with quiet():
-        local_launch(cfg, str(out / "logs"))
+        local_launch(cfg, str(logs))

@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     chosen = next((word for word in argv if not word.startswith("-")), None)
-    arguments = build_parser(chosen).parse_args(argv)
+    arguments = _parse(argv, chosen)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     try:
         return importlib.import_module(f"est_ocp.cli.{arguments.command}").run(arguments) or 0
@@ -65,6 +65,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("est-ocp: interrupted", file=sys.stderr)
         return 130
+
+
+def _parse(argv: list[str], chosen: str | None) -> argparse.Namespace:
+    """Parse the words; Hydra overrides may also stand after an option."""
+    parser = build_parser(chosen)
+    arguments, left = parser.parse_known_args(argv)
+    takes = hasattr(arguments, "overrides")
+    wrong = [
+        word
+        for word in left
+        if not takes or word.startswith("-") or not ("=" in word or word.startswith(("~", "+")))
+    ]
+    if wrong:
+        parser.error(f"unrecognized arguments: {' '.join(wrong)}")
+    if left:
+        arguments.overrides = [*arguments.overrides, *left]
+    return arguments
 
 
 if __name__ == "__main__":

@@ -52,7 +52,8 @@ def make_report(
     note : str
         A sentence under the table.
     """
-    from est_ocp.cli.evaluate import evaluate
+    from est_ocp.cli.evaluate import evaluate, evaluated_splits
+    from est_ocp.evaluation.checkpoint import find_inference_checkpoint
     from est_ocp.evaluation.figures import pyplot
     from est_ocp.evaluation.report import build_report
 
@@ -62,22 +63,46 @@ def make_report(
         raise DataError(f"{run_dir} is not a run: it has no canonical_config.yaml")
     pyplot()
     predictions = run_dir / "results" / "predictions"
-    if not list(predictions.glob("*.npz")):
-        evaluate(run_dir)
+    checkpoint = find_inference_checkpoint(run_dir)
+    splits = evaluated_splits(predictions, checkpoint)
+    if splits is None:
+        evaluate(checkpoint)
+        splits = evaluated_splits(predictions, checkpoint)
     report = build_report(
         run_dir,
         predictions,
+        checkpoint=checkpoint,
         batch=first_structures(saved, structures) if structures else None,
-        commands=commands
-        or [
-            shlex.join(["fairchem", "--config", str(saved)]),
-            shlex.join(["est-ocp", "evaluate", "--checkpoint", str(run_dir)]),
-            shlex.join(["est-ocp", "report", str(run_dir)]),
-        ],
+        commands=commands or repeat_commands(run_dir),
         note=note,
+        split_names=splits,
     )
     print(report.results.text())
     return report.write(out or run_dir / "report")
+
+
+def repeat_commands(run_dir: Path) -> list[str]:
+    """Return the command lines that train, evaluate and report a run anew, under another id."""
+    run_dir = run_dir if run_dir.name else run_dir.resolve()
+    again = run_dir.with_name(repeat_id(run_dir.name))
+    train = [
+        "fairchem",
+        "--config",
+        str(run_dir / "canonical_config.yaml"),
+        f"job.timestamp_id={again.name}",
+        "job.runner_state_path=null",
+    ]
+    return [
+        f"# this run had job.timestamp_id={run_dir.name}, with which fairchem would continue it",
+        shlex.join(train),
+        shlex.join(["est-ocp", "evaluate", "--checkpoint", str(again)]),
+        shlex.join(["est-ocp", "report", str(again)]),
+    ]
+
+
+def repeat_id(run_id: str) -> str:
+    """Return the id under which a run is repeated."""
+    return "repeat" if run_id != "repeat" else "repeat-2"
 
 
 def first_structures(config: str | Path, count: int) -> Any:

@@ -69,7 +69,16 @@ def read_checkpoint(path: str | Path) -> Any:
     file = find_inference_checkpoint(path)
     try:
         content = torch.load(file, map_location="cpu", weights_only=False)
-    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError, KeyError) as error:
+    except (
+        RuntimeError,
+        EOFError,
+        OSError,
+        pickle.UnpicklingError,
+        KeyError,
+        ValueError,
+        TypeError,
+        IndexError,
+    ) as error:
         raise CheckpointError(
             f"{file} is damaged or is no checkpoint ({_first_line(error)}); take another one, or "
             "train again"

@@ -124,7 +124,7 @@ def equivariance(errors: list[EquivarianceErrors], path: Path) -> None:
             ax.hist(value, bins=bins, label=error.dtype, **style)
             ax.axvline(np.median(value), color=style["color"], lw=1, ls="--")
         ax.set_xscale("log")
-        ax.set(xlabel=f"relative {kind} error under rotation", ylabel="structures")
+        ax.set(xlabel=f"relative {kind} error under rotation", ylabel="structures × rotations")  # noqa: RUF001
     axes[0].legend(title="median dashed")
     _save(plt, figure, path)
 

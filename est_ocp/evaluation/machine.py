@@ -13,7 +13,7 @@ def machine_info() -> dict[str, str]:
     """Return processor, GPU, and versions of what matters for repeating a result."""
     info = {
         "processor": _processor(),
-        "cores": str(len(os.sched_getaffinity(0))),
+        "cores": str(_cores()),
         "GPU": torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none",
         "system": platform.platform(terse=True),
         "Python": platform.python_version(),
@@ -24,6 +24,13 @@ def machine_info() -> dict[str, str]:
         except PackageNotFoundError:
             info[package] = "not installed"
     return info
+
+
+def _cores() -> int:
+    """Cores that this process may use; macOS tells only how many there are."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _processor() -> str:

@@ -73,8 +73,8 @@ class PredictRunner(Runner):
             parts.append(torch.load(file, weights_only=False))
             file.unlink()
         merged = {}
-        for split in sorted({split for part in parts for split in part}):
-            predictions = merge([part[split] for part in parts if split in part])
+        for name, split in split_names({name for part in parts for name in part}).items():
+            predictions = merge([part[name] for part in parts if name in part])
             if self.free_atoms_only:
                 predictions = predictions.free_atoms_only()
             predictions.save(folder / f"{split}.npz")
@@ -83,7 +83,7 @@ class PredictRunner(Runner):
         return merged
 
     def _predict(self, unit: Any) -> dict[str, dict[str, list[np.ndarray]]]:
-        """Return this rank's arrays by split."""
+        """Return this rank's arrays by dataset name."""
         splits: dict[str, dict[str, list[np.ndarray]]] = {}
         batches: Iterable[Any] = tqdm(
             self.dataloader,
@@ -128,9 +128,9 @@ def _labels(batch: Any) -> dict[str, Any]:
 def _collect(
     splits: dict[str, dict[str, list[np.ndarray]]], names: list[str], rows: dict[str, Any]
 ) -> None:
-    """Append a batch's rows to the lists of their splits."""
+    """Append a batch's rows to the lists of their datasets."""
     arrays = {k: v.detach().cpu().numpy() if torch.is_tensor(v) else v for k, v in rows.items()}
-    name_of = np.array([name.split(".", 1)[-1] for name in names])
+    name_of = np.array(names)
     name_of_atom = np.repeat(name_of, arrays["natoms"])
     for name in np.unique(name_of):
         lists = splits.setdefault(str(name), {k: [] for k in (*_BY_STRUCTURE, *_BY_ATOM)})
@@ -138,6 +138,13 @@ def _collect(
             lists[key].append(arrays[key][name_of == name])
         for key in _BY_ATOM:
             lists[key].append(arrays[key][name_of_atom == name])
+
+
+def split_names(names: Iterable[str]) -> dict[str, str]:
+    """Return each dataset's split: ``oc20.val_id`` is ``val_id`` where all share ``oc20.``."""
+    names = sorted(names)
+    shared = all("." in name for name in names) and len({n.split(".", 1)[0] for n in names}) == 1
+    return {name: name.split(".", 1)[1] if shared else name for name in names}
 
 
 def merge(parts: list[dict[str, list[np.ndarray]]]) -> SplitPredictions:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -163,8 +164,10 @@ class Report:
         )
 
 
-def load_predictions(folder: str | Path) -> dict[str, SplitPredictions]:
-    """Read every split's npz in a folder.
+def load_predictions(
+    folder: str | Path, names: Sequence[str] | None = None
+) -> dict[str, SplitPredictions]:
+    """Read every split's npz in a folder, or those named.
 
     Raises
     ------
@@ -172,6 +175,8 @@ def load_predictions(folder: str | Path) -> dict[str, SplitPredictions]:
         If there is none, or one has no labels.
     """
     files = sorted(Path(folder).glob("*.npz"))
+    if names is not None:
+        files = [file for file in files if file.stem in names]
     if not files:
         raise DataError(f"{folder} holds no predictions; run `est-ocp evaluate` first")
     splits = {file.stem: SplitPredictions.load(file) for file in files}
@@ -189,6 +194,7 @@ def build_report(
     commands: list[str] | None = None,
     note: str = "",
     num_rotations: int = 4,
+    split_names: Sequence[str] | None = None,
 ) -> Report:
     """Collect what a report shows from a run.
 
@@ -206,9 +212,11 @@ def build_report(
     note : str
     num_rotations : int
         For the equivariance.
+    split_names : sequence of str, optional
+        Which npz files to report on; default: all in the folder.
     """
     run_dir = Path(run_dir)
-    splits = load_predictions(predictions)
+    splits = load_predictions(predictions, split_names)
     file = find_inference_checkpoint(checkpoint or run_dir)
     content = read_checkpoint(file)
     errors = []

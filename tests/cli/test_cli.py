@@ -109,8 +109,38 @@ def test_resume_prints_the_fairchem_command(tiny_run, capsys):
     assert words[-1] == "runner.max_steps=9"
 
 
+def test_overrides_may_follow_an_option(tiny_run, capsys):
+    assert main(["resume", str(tiny_run), "--print", "runner.max_steps=9"]) == 0
+    assert capsys.readouterr().out.split()[-1] == "runner.max_steps=9"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["resume", "run", "--print", "word"], ["resume", "run", "--typo=1"], ["report", "run", "a=1"]],
+)
+def test_words_that_are_no_overrides_are_refused(arguments, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main(arguments)
+    assert exit_.value.code == 2
+    assert "unrecognized arguments" in capsys.readouterr().err
+
+
+def test_missing_data_is_one_line_and_leaves_earlier_files(tiny_run, tmp_path, capsys):
+    (tmp_path / "val_id.npz").write_bytes(b"earlier")
+    command = ["evaluate", "--checkpoint", str(tiny_run), "--out", str(tmp_path)]
+    assert main([*command, "--config", str(DEBUG), f"data.root={tmp_path / 'nowhere'}"]) == 2
+    err = capsys.readouterr().err
+    assert err.count("est-ocp: error:") == 1
+    assert "nowhere" in err
+    assert "Traceback" not in err
+    assert (tmp_path / "val_id.npz").read_bytes() == b"earlier"
+
+
 def test_evaluate_prints_four_splits_and_the_mean(tiny_run, tmp_path, capsys):
+    (tmp_path / "other.npz").write_bytes(b"mine")
     assert main(["evaluate", "--checkpoint", str(tiny_run), "--out", str(tmp_path)]) == 0
+    assert (tmp_path / "other.npz").read_bytes() == b"mine"
+    assert not list(tmp_path.glob(".partial*"))
     out = capsys.readouterr().out
     for row in ("val_id", "val_ood_ads", "val_ood_cat", "val_ood_both", "mean"):
         assert re.search(rf"(?m)^{row} ", out)

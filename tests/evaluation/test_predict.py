@@ -18,7 +18,7 @@ from est_ocp.data import OC20LmdbDataset
 from est_ocp.errors import CheckpointError
 from est_ocp.evaluation import SplitPredictions, find_inference_checkpoint, load_unit
 from est_ocp.evaluation.checkpoint import quiet, read_checkpoint, run_dir_of
-from est_ocp.evaluation.predict import merge
+from est_ocp.evaluation.predict import merge, split_names
 from tests.tolerances import TOL
 from tests.training.launch import CONFIGS, DEBUG, run_command
 
@@ -116,6 +116,15 @@ def test_merging_drops_repeats_and_sorts():
     assert merged.natoms.tolist() == [1, 2, 3, 4, 5]
     for i, forces in enumerate(np.split(merged.forces, merged.chunk_idx)):
         assert (forces == i).all()
+
+
+def test_splits_of_several_datasets_keep_their_full_names():
+    assert split_names(["oc20.val_id", "oc20.val_ood"]) == {
+        "oc20.val_id": "val_id",
+        "oc20.val_ood": "val_ood",
+    }
+    for names in (["md.val_id", "oc20.val_id"], ["oc20.val_id", "val_id"], ["val_id"]):
+        assert split_names(names) == {name: name for name in names}
 
 
 def test_a_path_may_be_a_file_a_folder_or_a_run(tiny_run):

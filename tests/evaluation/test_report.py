@@ -5,12 +5,14 @@ from __future__ import annotations
 import csv
 import json
 import re
+from pathlib import Path
 
 import pytest
 
-from est_ocp.cli.report import make_report
+from est_ocp.cli.evaluate import evaluated_splits
+from est_ocp.cli.report import make_report, repeat_commands
 from est_ocp.errors import ConfigError, DataError
-from est_ocp.evaluation import figures
+from est_ocp.evaluation import figures, find_inference_checkpoint
 from est_ocp.evaluation.predictions import SplitPredictions
 from est_ocp.evaluation.report import load_predictions
 from est_ocp.training import metrics_file
@@ -52,6 +54,22 @@ def test_page_json_and_csv_agree(report, tiny_run):
     float64 = content["equivariance"]["float64"]
     assert 0 < float64["forces_median"] <= float64["forces_max"] < 5e-2
     assert content["sizes"] == dict.fromkeys(content["sizes"], 5)
+
+
+def test_predictions_of_an_older_checkpoint_are_not_reused(report, tiny_run, tmp_path):
+    file = tmp_path / "inference_ckpt.pt"
+    folder = tiny_run / "results" / "predictions"
+    newest = find_inference_checkpoint(tiny_run)
+    assert "val_id" in evaluated_splits(folder, newest)
+    file.write_bytes(b"later")
+    assert evaluated_splits(folder, file) is None
+    assert evaluated_splits(tmp_path, newest) is None
+
+
+def test_the_commands_repeat_the_run_under_another_id(report):
+    page = (report / "index.html").read_text()
+    assert "job.timestamp_id=repeat job.runner_state_path=null" in page
+    assert repeat_commands(Path("runs/repeat"))[-1] == "est-ocp report runs/repeat-2"
 
 
 def test_figures_are_pictures(report):
