@@ -17,7 +17,11 @@ COMMANDS = {
     "demo": "write the demonstration data, train a small model, evaluate it, write a report",
     "data": "write the demonstration data as OC20 LMDB folders",
     "info": "resolve a training config and count its model's parameters, part by part",
+    "preflight": "check a training config against its data before it costs GPU time",
     "evaluate": "predict the validation splits with a checkpoint and print OC20's metrics",
+    "predict": "predict structures without labels, one npz a split",
+    "submission": "make a leaderboard file of the test splits' predictions, or check one",
+    "relax": "relax structures with a checkpoint, many at a time",
     "report": "write a run's report: table, figures, one HTML page",
     "resume": "continue a training from its newest complete checkpoint",
 }
