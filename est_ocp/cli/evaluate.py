@@ -103,7 +103,7 @@ def evaluate(
     (out / CHECKPOINT_FILE).write_text(json.dumps(stamp, indent=2) + "\n")
     results = Results.of(load_predictions(out, splits), train_mean_energy(tasks))
     results.write_csv(out / "metrics.csv")
-    (out / "metrics.json").write_text(json.dumps(results.model, indent=2) + "\n")
+    (out / "metrics.json").write_text(json.dumps(results.in_units(), indent=2) + "\n")
     return results
 
 

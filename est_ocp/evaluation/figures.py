@@ -81,19 +81,16 @@ def learning_curve(rows: list[dict[str, Any]], path: Path) -> None:
 
 
 def parity(splits: Mapping[str, SplitPredictions], path: Path) -> None:
-    """Draw predicted against labelled energies and force components of free atoms."""
+    """Draw predicted against labelled energies, and force components of free atoms if any."""
     plt = pyplot()
     rng = np.random.default_rng(0)
+    rows = 1 + any(p.forces is not None for p in splits.values())
     figure, axes = plt.subplots(
-        2, len(splits), figsize=(2.5 * len(splits), 5.0), layout="constrained", squeeze=False
-    )
+        rows, len(splits), figsize=(2.5 * len(splits), 2.6 * rows), layout="constrained",
+        squeeze=False,
+    )  # fmt: skip
     for column, (name, predictions) in enumerate(splits.items()):
-        p = predictions.free_atoms_only()
-        pairs = (
-            (p.energy_label, p.energy, "energy (eV)"),
-            (p.forces_label.ravel(), p.forces.ravel(), "force component (eV/Å)"),
-        )
-        for row, (label, prediction, what) in enumerate(pairs):
+        for row, (label, prediction, what) in enumerate(_parity_pairs(predictions)):
             ax = axes[row, column]
             if len(label) > _MAX_POINTS:
                 chosen = rng.choice(len(label), _MAX_POINTS, replace=False)
@@ -109,6 +106,15 @@ def parity(splits: Mapping[str, SplitPredictions], path: Path) -> None:
             if row == 0:
                 ax.set_title(name)
     _save(plt, figure, path)
+
+
+def _parity_pairs(predictions: SplitPredictions) -> list[tuple[np.ndarray, np.ndarray, str]]:
+    what = "energy (eV)" if predictions.task == "s2ef" else "relaxed energy (eV)"
+    pairs = [(predictions.energy_label, predictions.energy, what)]
+    if predictions.forces is not None:
+        free = predictions.free_atoms_only()
+        pairs.append((free.forces_label.ravel(), free.forces.ravel(), "force component (eV/Å)"))
+    return pairs
 
 
 def equivariance(errors: list[EquivarianceErrors], path: Path) -> None:

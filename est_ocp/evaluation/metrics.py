@@ -1,6 +1,7 @@
-"""OC20's S2EF metrics on arrays (task definition: arXiv 2010.09990, section 4).
+"""OC20's S2EF and IS2RE metrics on arrays (task definitions: arXiv 2010.09990, section 4).
 
-Forces are judged on free atoms only. Energies are in eV, forces in eV/Angstrom.
+Forces are judged on free atoms only. Energies are in eV, forces in eV/Angstrom; tables and files
+show them in meV and meV/Angstrom (:mod:`est_ocp.evaluation.results`).
 """
 
 from __future__ import annotations
@@ -14,16 +15,40 @@ from est_ocp.evaluation.predictions import SplitPredictions
 
 ENERGY_THRESHOLD = 0.02
 FORCE_THRESHOLD = 0.03
-#: Names of the metrics, in the order of the tables.
-NAMES = ("energy_mae", "forces_mae", "forces_cosine", "ewt", "efwt")
-#: Heading and unit of each metric.
-LABELS = {
-    "energy_mae": ("energy MAE", "eV"),
-    "forces_mae": ("force MAE", "eV/Å"),
-    "forces_cosine": ("force cosine", ""),
-    "ewt": ("EwT", "%"),
-    "efwt": ("EFwT", "%"),
+_NOT_FINITE = "predictions or labels are not finite; is the checkpoint sound?"
+#: Metrics of each task, in the order of the tables.
+NAMES = {
+    "s2ef": ("energy_mae", "forces_mae", "forces_cosine", "ewt", "efwt"),
+    "is2re": ("energy_mae", "ewt"),
 }
+
+
+def metrics_of(predictions: SplitPredictions) -> dict[str, float]:
+    """Return the metrics of one split: S2EF's where it has forces, else IS2RE's."""
+    if predictions.task == "s2ef":
+        return s2ef_metrics(predictions)
+    return is2re_metrics(predictions)
+
+
+def is2re_metrics(predictions: SplitPredictions) -> dict[str, float]:
+    """Return the metrics of relaxed energies.
+
+    Returns
+    -------
+    dict
+        ``energy_mae`` (eV) and ``ewt`` (fraction of structures with an energy error below 0.02
+        eV).
+
+    Raises
+    ------
+    DataError
+        If there are no labels, or predictions are not finite.
+    """
+    error = _energy_error(predictions)
+    return {
+        "energy_mae": float(error.mean()),
+        "ewt": float((error < ENERGY_THRESHOLD).mean()),
+    }
 
 
 def s2ef_metrics(predictions: SplitPredictions) -> dict[str, float]:
@@ -42,13 +67,13 @@ def s2ef_metrics(predictions: SplitPredictions) -> dict[str, float]:
     DataError
         If there are no labels, or predictions are not finite.
     """
-    if predictions.energy_label is None or predictions.forces_label is None:
-        raise DataError("these predictions have no labels, so there is nothing to compare with")
+    if predictions.forces is None or predictions.forces_label is None:
+        raise DataError("these predictions have no forces or no labels of forces to compare with")
+    energy_error = _energy_error(predictions)
     p = predictions.free_atoms_only()
-    energy_error = np.abs(p.energy.astype(np.float64) - p.energy_label)
     force_error = np.abs(p.forces.astype(np.float64) - p.forces_label)
-    if not (np.isfinite(energy_error).all() and np.isfinite(force_error).all()):
-        raise DataError("predictions or labels are not finite; is the checkpoint sound?")
+    if not np.isfinite(force_error).all():
+        raise DataError(_NOT_FINITE)
     owner = np.repeat(np.arange(len(p)), p.natoms)
     worst = np.zeros(len(p))
     np.maximum.at(worst, owner, force_error.max(axis=1, initial=0.0))
@@ -75,13 +100,23 @@ def trivial_predictions(predictions: SplitPredictions, energy: float) -> SplitPr
     return replace(
         predictions,
         energy=np.full(len(predictions), energy),
-        forces=np.zeros(predictions.forces.shape),
+        forces=None if predictions.forces is None else np.zeros(predictions.forces.shape),
     )
 
 
 def mean_row(rows: list[dict[str, float]]) -> dict[str, float]:
     """Return the mean over splits of each metric, as the leaderboard averages."""
     return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+
+
+def _energy_error(predictions: SplitPredictions) -> np.ndarray:
+    """Return absolute errors [B], float64, checked to be finite."""
+    if predictions.energy_label is None:
+        raise DataError("these predictions have no labels, so there is nothing to compare with")
+    error = np.abs(predictions.energy.astype(np.float64) - predictions.energy_label)
+    if not np.isfinite(error).all():
+        raise DataError(_NOT_FINITE)
+    return error
 
 
 def _mean_cosine(a: np.ndarray, b: np.ndarray) -> float:

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import os
+import tempfile
+import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from est_ocp.errors import DataError
+
+#: Key of the npz that says what the predictions were made from.
+_STAMP = "stamp"
 
 
 @dataclass(frozen=True)
@@ -19,20 +28,20 @@ class SplitPredictions:
     ids : array [B] of str
         ``sid`` or ``sid_fid`` of each structure.
     energy : array [B]
-        Predicted energies, eV.
-    forces : array [N, 3]
-        Predicted forces, eV/Angstrom, one structure after the other.
+        Predicted energies, eV: of the structure (S2EF), or of its relaxed state (IS2RE).
+    forces : array [N, 3] or None
+        Predicted forces, eV/Angstrom, one structure after the other; None for IS2RE.
     natoms : array [B], int
-        Atoms of each structure in ``forces``.
+        Atoms of each structure.
     fixed : array [N], bool
         Atoms that OC20 holds fixed; metrics leave them out.
     energy_label, forces_label : arrays [B] and [N, 3], or None
-        Labels; None for a test set.
+        Labels; None for a test set, and no forces for IS2RE.
     """
 
     ids: np.ndarray
     energy: np.ndarray
-    forces: np.ndarray
+    forces: np.ndarray | None
     natoms: np.ndarray
     fixed: np.ndarray
     energy_label: np.ndarray | None = None
@@ -40,6 +49,11 @@ class SplitPredictions:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @property
+    def task(self) -> str:
+        """``s2ef`` with forces, ``is2re`` without."""
+        return "is2re" if self.forces is None else "s2ef"
 
     @property
     def chunk_idx(self) -> np.ndarray:
@@ -52,29 +66,30 @@ class SplitPredictions:
         owner = np.repeat(np.arange(len(self)), self.natoms)
         return replace(
             self,
-            forces=self.forces[free],
+            forces=None if self.forces is None else self.forces[free],
             natoms=np.bincount(owner[free], minlength=len(self)),
             fixed=self.fixed[free],
             forces_label=None if self.forces_label is None else self.forces_label[free],
         )
 
-    def save(self, path: str | Path) -> None:
-        """Write the npz file (keys as the attributes, and ``chunk_idx``)."""
-        labels = {
-            name: value
-            for name in ("energy_label", "forces_label")
-            if (value := getattr(self, name)) is not None
-        }
-        np.savez_compressed(
-            path,
-            ids=self.ids,
-            energy=self.energy,
-            forces=self.forces,
-            natoms=self.natoms,
-            fixed=self.fixed,
-            chunk_idx=self.chunk_idx,
-            **labels,
-        )
+    def save(self, path: str | Path, stamp: Mapping[str, Any] | None = None) -> None:
+        """Write the npz file (keys as the attributes, and ``chunk_idx`` where there are forces).
+
+        It is renamed into place when it is whole.
+
+        Parameters
+        ----------
+        path : path
+            Ends in ``.npz``.
+        stamp : mapping, optional
+            What the predictions were made from, for :func:`read_stamp`; JSON can hold it.
+        """
+        fields = {name: value for name, value in vars(self).items() if value is not None}
+        if self.forces is not None:
+            fields["chunk_idx"] = self.chunk_idx
+        if stamp is not None:
+            fields[_STAMP] = np.array(json.dumps(stamp, sort_keys=True))
+        write_npz(path, fields)
 
     @classmethod
     def load(cls, path: str | Path) -> SplitPredictions:
@@ -88,9 +103,32 @@ class SplitPredictions:
         try:
             with np.load(path, allow_pickle=False) as file:
                 fields = {k: file[k] for k in file.files if k in cls.__dataclass_fields__}
-            return cls(**fields)
-        except (OSError, ValueError, TypeError, EOFError) as error:
+            return cls(**{"forces": None, **fields})
+        except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
             raise DataError(
                 f"{path} is not a file of predictions ({error}); make it anew with "
-                "`est-ocp evaluate`"
+                "`est-ocp evaluate` or `est-ocp predict`"
             ) from None
+
+
+def read_stamp(path: str | Path) -> dict[str, Any] | None:
+    """Return the stamp of a predictions file; None if there is no file, or none that is whole."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return json.loads(str(file[_STAMP]))
+    except (OSError, ValueError, KeyError, EOFError, AttributeError, zipfile.BadZipFile):
+        return None
+
+
+def write_npz(path: str | Path, fields: Mapping[str, np.ndarray]) -> None:
+    """Write a compressed npz file under another name and rename it when it is whole."""
+    path = Path(path)
+    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=".partial")
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            np.savez_compressed(stream, **fields)
+        os.chmod(partial, 0o644)
+        os.replace(partial, path)
+    except BaseException:
+        Path(partial).unlink(missing_ok=True)
+        raise

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -91,7 +91,7 @@ class Report:
             "parameters": self.parameters,
             "note": self.note,
             "training": self.training_summary(),
-            **asdict(results),
+            **results.in_units(),
             "train_mean_energy": self.train_mean_energy,
             "equivariance": {e.dtype: e.summary() for e in self.equivariance},
             "commands": self.commands,
@@ -113,16 +113,12 @@ class Report:
         head, cells, kinds = results.rows()
         sections = {
             "Validation": page.table(head, cells, kinds)
-            + page.paragraph(
-                "Force errors are over free atoms. EwT: energy error below 0.02 eV; EFwT: and all "
-                "force components within 0.03 eV/Å. The trivial predictor gives the training "
-                f"set's mean energy ({self.train_mean_energy:.3f} eV) and no forces.",
-                soft=True,
-            )
+            + page.paragraph(_explanation(results.task, self.train_mean_energy), soft=True)
             + (page.paragraph(self.note, soft=True) if self.note else ""),
             "Training": self._training_section(drawn),
             "Predictions against labels": page.figure(
-                drawn["parity"], "Free atoms; axes cut at the 0.5th and 99.5th percentile."
+                drawn["parity"],
+                "Axes cut at the 0.5th and 99.5th percentile; forces of free atoms.",
             ),
             "Equivariance": self._equivariance_section(drawn),
             "How to repeat it": page.commands(self.commands) if self.commands else "",
@@ -162,6 +158,18 @@ class Report:
             + page.table(head, rows)
             + page.figure(drawn["equivariance"], "One count for each structure and rotation.")
         )
+
+
+def _explanation(task: str, train_mean_energy: float) -> str:
+    """Return the sentences under the table of metrics."""
+    forces = task == "s2ef"
+    return (
+        ("Force errors are over free atoms. " if forces else "Energies are of relaxed structures. ")
+        + "EwT: energy error below 0.02 eV"
+        + ("; EFwT: and all force components within 0.03 eV/Å" if forces else "")
+        + f". The trivial predictor gives the training set's mean energy ({train_mean_energy:.3f} "
+        + ("eV) and no forces." if forces else "eV).")
+    )
 
 
 def load_predictions(
