@@ -9,6 +9,7 @@ from est_ocp.models.equiformer_v2 import (
 )
 from est_ocp.models.heads import BalanceHead, ConservativeHead, EnergyHead, ForceHead
 from est_ocp.models.hydra import ESTHydraModel
+from est_ocp.models.schnet import SchNetBaseline
 
 __all__ = [
     "BalanceHead",
@@ -19,4 +20,5 @@ __all__ = [
     "EquiformerV2Baseline",
     "EquiformerV2EST",
     "ForceHead",
+    "SchNetBaseline",
 ]
