@@ -74,10 +74,10 @@ def natoms_of(shards: LmdbShards, path: str | os.PathLike[str] | None = None) ->
             raise DataError(f"there is no metadata file '{given}'; correct metadata_path")
         return load_natoms(given, len(shards))
 
-    beside, cached = metadata_path(shards), _cache_path(shards)
+    beside, cached = metadata_path(shards), cache_path(shards)
     if beside.is_file():
         return _load_checked(beside, shards)
-    with _lock(cached.with_suffix(".lock")):
+    with file_lock(cached.with_suffix(".lock")):
         for candidate in (beside, cached):
             if candidate.is_file():
                 return _load_checked(candidate, shards)
@@ -204,17 +204,17 @@ def _count_one(shards: LmdbShards, index: int) -> int:
         raise DataError(f"{shards.describe(index)} {error}") from error
 
 
-def _cache_path(shards: LmdbShards) -> Path:
-    """Name a cache file by the paths, sizes and times of the shards."""
+def cache_path(shards: LmdbShards, kind: str = "natoms") -> Path:
+    """Name a cache file of some kind by the paths, sizes and times of the shards."""
     digest = hashlib.sha256()
     for path in shards.files:
         status = path.stat()
         digest.update(f"{path.resolve()}|{status.st_size}|{status.st_mtime_ns}\n".encode())
-    return cache_folder() / "natoms" / f"{digest.hexdigest()[:32]}.npz"
+    return cache_folder() / kind / f"{digest.hexdigest()[:32]}.npz"
 
 
 @contextlib.contextmanager
-def _lock(path: Path) -> Iterator[None]:
+def file_lock(path: Path) -> Iterator[None]:
     """Hold an advisory lock, so that of several ranks one counts and the others wait.
 
     A lock needs no process group, cannot time out as a barrier does on a long pass, and is

@@ -86,7 +86,7 @@ def to_atomic_data(
         tags=_per_atom(fields, "tags", count, where),
         energy=energy,
         forces=forces,
-        sid=_identifier(fields, task, index, where),
+        sid=identifier(fields, task, index, where),
     )
     data.sample_id = torch.tensor([index])
     if task == "is2re":
@@ -207,7 +207,7 @@ def _per_atom(fields: Mapping[str, Any], name: str, count: int, where: str) -> t
     return values
 
 
-def _identifier(fields: Mapping[str, Any], task: str, index: int, where: str) -> str:
+def identifier(fields: Mapping[str, Any], task: str, index: int, where: str) -> str:
     """Return "sid_fid" for S2EF frames, "sid" otherwise, as OC20's submissions name them."""
     if fields.get("sid") is None:
         return str(index)

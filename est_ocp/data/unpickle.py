@@ -56,10 +56,17 @@ class PygRecord:
 
 
 class UndecodedTensor:
-    """Shape of a tensor whose values were skipped (see :func:`count_atoms`)."""
+    """A tensor whose values are decoded only when asked for (see :func:`count_atoms`)."""
 
-    def __init__(self, size: tuple[int, ...]) -> None:
-        self.size = tuple(size)
+    def __init__(self, payload: bytes | None, offset: int, size: tuple[int, ...], *rest: Any):
+        self.payload, self.offset, self.size, self.rest = payload, offset, tuple(size), rest
+
+    def decode(self) -> torch.Tensor:
+        """Return the tensor."""
+        if not isinstance(self.payload, bytes):
+            raise DataError("holds a tensor without a storage")
+        storage = _load_storage(self.payload)
+        return _pickled_torch.rebuild_tensor(storage, self.offset, self.size, *self.rest)
 
 
 class _Call:
@@ -147,11 +154,9 @@ class _ShapeUnpickler(_RecordUnpickler):
     """The same, leaving tensors undecoded: some ten times faster where only sizes matter."""
 
     allowed = _RecordUnpickler.allowed | {
-        ("torch._utils", "_rebuild_tensor"): _Call(lambda _, __, size, *___: UndecodedTensor(size)),
-        ("torch._utils", "_rebuild_tensor_v2"): _Call(
-            lambda _, __, size, *___: UndecodedTensor(size)
-        ),
-        ("torch.storage", "_load_from_bytes"): _Call(lambda payload: None),
+        ("torch._utils", "_rebuild_tensor"): _Call(UndecodedTensor),
+        ("torch._utils", "_rebuild_tensor_v2"): _Call(UndecodedTensor),
+        ("torch.storage", "_load_from_bytes"): _Call(lambda payload: payload),
     }
 
 
@@ -208,6 +213,17 @@ def as_fields(value: Any) -> dict[str, Any]:
     )
 
 
+def undecoded_fields(payload: bytes) -> dict[str, Any]:
+    """Return a record's fields with its tensors as :class:`UndecodedTensor`.
+
+    Raises
+    ------
+    DataError
+        As :func:`safe_loads` and :func:`as_fields`.
+    """
+    return as_fields(_load(_ShapeUnpickler, payload))
+
+
 def count_atoms(payload: bytes) -> int:
     """Return the number of atoms of a pickled record without decoding its tensors.
 
@@ -216,7 +232,11 @@ def count_atoms(payload: bytes) -> int:
     DataError
         As :func:`safe_loads`, or if the record has neither ``natoms`` nor ``pos``.
     """
-    fields = as_fields(_load(_ShapeUnpickler, payload))
+    return atoms_in(undecoded_fields(payload))
+
+
+def atoms_in(fields: dict[str, Any]) -> int:
+    """Return the number of atoms of a record from :func:`undecoded_fields`."""
     pos = fields.get("pos")
     if isinstance(pos, UndecodedTensor) and len(pos.size) == 2:
         return int(pos.size[0])

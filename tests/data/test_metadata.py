@@ -57,9 +57,9 @@ def test_read_only_folder_uses_the_cache(folder, monkeypatch, caplog):
 
 
 def test_cache_is_of_the_same_files(folder):
-    before = metadata._cache_path(shards_of(folder))
+    before = metadata.cache_path(shards_of(folder))
     os.utime(folder / "data.0000.lmdb", (1, 1))
-    assert metadata._cache_path(shards_of(folder)) != before
+    assert metadata.cache_path(shards_of(folder)) != before
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_wrong_metadata(folder, arrays, message):
 @pytest.mark.parametrize("cached", [False, True])
 def test_metadata_of_other_structures(folder, index, cached):
     shards = shards_of(folder)
-    path = metadata._cache_path(shards) if cached else metadata_path(shards)
+    path = metadata.cache_path(shards) if cached else metadata_path(shards)
     wrong = np.array(NATOMS)
     wrong[index] += 1
     metadata.save_natoms(path, wrong)
