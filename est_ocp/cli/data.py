@@ -1,4 +1,4 @@
-"""``est-ocp data``: write the demonstration data."""
+"""``est-ocp data``: write the demonstration data, S2EF and IS2RE."""
 
 from __future__ import annotations
 
@@ -16,5 +16,5 @@ def run(arguments: argparse.Namespace) -> int:
     from est_ocp.data import write_demo_set
 
     for split, folder in write_demo_set(arguments.out).items():
-        print(f"{split:<14}{folder}")
+        print(f"{split:<20}{folder}")
     return 0

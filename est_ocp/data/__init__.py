@@ -6,6 +6,7 @@ from est_ocp.data.collate import TaskCollater, collate, drop_repeats
 from est_ocp.data.demo import load_demo_frames, write_demo_set
 from est_ocp.data.frames import SPLITS, Frames
 from est_ocp.data.loader import create_dataset, get_dataloader, release_workers
+from est_ocp.data.noisy_nodes import NoisyNodes
 from est_ocp.data.oc20_lmdb import OC20LmdbDataset
 from est_ocp.data.sampler import (
     EvaluationBatchSampler,
@@ -21,6 +22,7 @@ __all__ = [
     "FixedSizeBatchSampler",
     "Frames",
     "MaxAtomsBatchSampler",
+    "NoisyNodes",
     "OC20LmdbDataset",
     "TaskCollater",
     "collate",

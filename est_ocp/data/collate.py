@@ -15,12 +15,19 @@ from est_ocp.errors import ConfigError, DataError
 #: Tasks that have no label: their target is zero.
 AUXILIARY_TASKS = ("expert_balance",)
 
+#: Task whose target is each atom's way from its (possibly noisy) position to its relaxed one.
+POSITION_TASK = "position_delta"
+
+#: What IS2RE records may have besides the structure; a batch has them where all its systems do.
+OPTIONAL_KEYS = ("energy_initial", "pos_relaxed")
+
 
 class TaskCollater:
     """Callable that turns a list of systems into one batch.
 
-    It adds to fairchem's ``MTCollater`` zero targets for auxiliary tasks, clear errors, and batches
-    without labels for prediction. The given systems are not altered.
+    It adds to fairchem's ``MTCollater`` zero targets for auxiliary tasks, the target
+    ``pos_relaxed - pos`` of the task ``position_delta``, clear errors, and batches without labels
+    for prediction. The given systems are not altered.
 
     Parameters
     ----------
@@ -50,7 +57,12 @@ class TaskCollater:
         self._collater = mt_collater_adapter(list(tasks), exclude_keys=keys)
 
     def __call__(self, systems: list[AtomicData]) -> AtomicData:
-        return self._collater([self._complete(system) for system in systems])
+        completed = [self._complete(system) for system in systems]
+        for key in OPTIONAL_KEYS:
+            if not all(key in system for system in completed):
+                for system in completed:
+                    system.__keys__.discard(key)
+        return self._collater(completed)
 
     def _complete(self, system: AtomicData) -> AtomicData:
         # A shallow copy with its own set of keys: the system may be cached by its dataset.
@@ -69,8 +81,16 @@ class TaskCollater:
                 continue
             if task.name in self.auxiliary:
                 result[task.name] = _filled(task, system, 0.0)
+            elif task.name == POSITION_TASK and "pos_relaxed" in system:
+                result[task.name] = system.pos_relaxed - system.pos
             elif self.allow_missing_targets:
                 result[task.name] = _filled(task, system, torch.inf)
+            elif task.name == POSITION_TASK:
+                raise DataError(
+                    f"sample {system.sid[0]} of dataset '{name}' has no 'pos_relaxed', which the "
+                    "task position_delta needs; use labelled IS2RE files (data.*.task: is2re), or "
+                    "train without the task (tasks=is2re)"
+                )
             else:
                 raise DataError(
                     f"sample {system.sid[0]} of dataset '{name}' has no '{task.name}', which a "

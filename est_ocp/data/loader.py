@@ -12,6 +12,7 @@ from fairchem.core.datasets.mt_concat_dataset import ConcatDataset, create_conca
 from omegaconf import OmegaConf
 from torch.utils.data import DataLoader, Dataset
 
+from est_ocp.data.noisy_nodes import EpochKeys, NoisyDataset, NoisyNodes
 from est_ocp.errors import ESTError
 
 
@@ -24,6 +25,7 @@ def get_dataloader(
     persistent_workers: bool = True,
     multiprocessing_context: str | None = "fork",
     pin_memory: bool | None = None,
+    noise: NoisyNodes | None = None,
 ) -> DataLoader:
     """Build a loader for this data-parallel rank.
 
@@ -49,6 +51,8 @@ def get_dataloader(
         How workers start. None, or a way that this system lacks: the system's default.
     pin_memory : bool, optional
         By default, if a CUDA device is there.
+    noise : NoisyNodes, optional
+        Noise for the structures of a training loader.
     """
     if gp_utils.initialized():
         num_replicas, rank = gp_utils.get_dp_world_size(), gp_utils.get_dp_rank()
@@ -57,9 +61,12 @@ def get_dataloader(
     if multiprocessing_context not in multiprocessing.get_all_start_methods():
         multiprocessing_context = None
     workers = num_workers > 0
+    batch_sampler = batch_sampler_fn(dataset=dataset, num_replicas=num_replicas, rank=rank)
+    if noise is not None:
+        dataset, batch_sampler = NoisyDataset(dataset, noise), EpochKeys(batch_sampler)
     return DataLoader(
         dataset,
-        batch_sampler=batch_sampler_fn(dataset=dataset, num_replicas=num_replicas, rank=rank),
+        batch_sampler=batch_sampler,
         collate_fn=collate_fn,
         num_workers=num_workers,
         persistent_workers=persistent_workers and workers,

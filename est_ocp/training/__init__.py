@@ -11,19 +11,23 @@ from est_ocp.training.checkpoint import (
     resume_command,
 )
 from est_ocp.training.expert_usage import ExpertUsageLog
+from est_ocp.training.loss_weight import LinearLossWeight
 from est_ocp.training.metrics_log import MetricsLog
 from est_ocp.training.non_finite import StopOnNonFiniteLoss
 from est_ocp.training.progress import ProgressBar
 from est_ocp.training.runner import TrainRunner
 from est_ocp.training.schedule import cosine_schedule
+from est_ocp.training.vector_task import VectorTask
 
 __all__ = [
     "ExpertUsageLog",
+    "LinearLossWeight",
     "MetricsLog",
     "ProgressBar",
     "SafeCheckpoint",
     "StopOnNonFiniteLoss",
     "TrainRunner",
+    "VectorTask",
     "cosine_schedule",
     "latest_checkpoint",
     "resume_command",
