@@ -9,6 +9,7 @@ from est_ocp.models.equiformer_v2 import (
 )
 from est_ocp.models.heads import BalanceHead, ConservativeHead, EnergyHead, ForceHead
 from est_ocp.models.hydra import ESTHydraModel
+from est_ocp.models.position_head import PositionDeltaHead
 from est_ocp.models.schnet import SchNetBaseline
 
 __all__ = [
@@ -20,5 +21,6 @@ __all__ = [
     "EquiformerV2Baseline",
     "EquiformerV2EST",
     "ForceHead",
+    "PositionDeltaHead",
     "SchNetBaseline",
 ]

@@ -4,9 +4,19 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from ase.data import covalent_radii
+from omegaconf import OmegaConf
 
-from est_ocp.data import SPLITS, OC20LmdbDataset, demo, load_demo_frames, write_demo_set
+from est_ocp.data import (
+    SPLITS,
+    NoisyNodes,
+    OC20LmdbDataset,
+    demo,
+    load_demo_frames,
+    write_demo_set,
+)
+from est_ocp.data.demo_splits import TEST_RATTLE, TEST_SID, TEST_SPLITS
 from est_ocp.data.frames import FORCE_STEP, POSITION_STEP, Frames, pack, unpack
 from est_ocp.errors import DataError
 
@@ -108,8 +118,10 @@ def test_folders_hold_the_frames_and_are_made_once(tmp_path, few, monkeypatch):
     path = tmp_path / "few.npz"
     write_packed(path, few)
     folders = write_demo_set(tmp_path / "demo", path)
-    assert list(folders) == list(SPLITS)
-    for split, folder in folders.items():
+    names = [*SPLITS, *TEST_SPLITS]
+    assert list(folders) == [*names, *(f"is2re/{name}" for name in names)]
+    for split in SPLITS:
+        folder = folders[split]
         part = few.of_split(split)
         data = OC20LmdbDataset({"src": str(folder)})
         assert len(data) == len(part)
@@ -128,3 +140,69 @@ def test_folders_hold_the_frames_and_are_made_once(tmp_path, few, monkeypatch):
     write_packed(path, few.select(few.kind != "rattle"))
     write_demo_set(tmp_path / "demo", path)
     assert len(OC20LmdbDataset({"src": str(folders["train"])})) < len(few.of_split("train"))
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    return write_demo_set(tmp_path_factory.mktemp("demo"))
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_is2re_records_are_the_ends_of_the_relaxations(frames, folders, split):
+    assert [p.name for p in folders[f"is2re/{split}"].glob("*.lmdb")] == ["data.lmdb"]
+    data = OC20LmdbDataset({"src": str(folders[f"is2re/{split}"]), "task": "is2re"})
+    part = frames.of_split(split)
+    starts = np.flatnonzero(part.kind == "relax0")
+    assert len(data) == len(starts)
+    for index in (0, len(data) - 1):
+        sample, first = data[index], int(starts[index])
+        own = np.flatnonzero(part.sid == part.sid[first])
+        last = own[np.char.startswith(part.kind[own].astype(str), "relax")][-1]
+        assert part.kind[last] in ("relax2", "relax6")
+        atoms, end = (slice(*part.offsets[[i, i + 1]]) for i in (first, last))
+        assert sample.sid == [str(part.sid[first])]
+        assert sample.energy.item() == pytest.approx(part.energy[last])
+        assert sample.energy_initial.item() == pytest.approx(part.energy[first])
+        assert np.array_equal(sample.pos, part.pos[atoms])
+        assert np.array_equal(sample.pos_relaxed, part.pos[end])
+        assert np.array_equal(sample.tags, part.tags[atoms])
+        assert np.array_equal(sample.fixed.bool(), part.fixed[atoms])
+        assert torch.equal(sample.pos[sample.fixed == 1], sample.pos_relaxed[sample.fixed == 1])
+
+
+@pytest.mark.parametrize("split", TEST_SPLITS)
+def test_test_splits_are_structures_that_occur_nowhere_else(frames, folders, split):
+    part = frames.of_split(split.replace("test", "val"))
+    known = {pos.round(3).tobytes() for pos in np.split(frames.pos, frames.offsets[1:-1])}
+    for name, task in ((split, "s2ef"), (f"is2re/{split}", "is2re")):
+        data = OC20LmdbDataset({"src": str(folders[name]), "task": task})
+        assert len(data) == len(np.unique(part.sid))
+        fields = data.fields(0)
+        assert not {"y", "force", "y_init", "y_relaxed", "pos_relaxed"} & fields.keys()
+        assert ("fid" in fields) == (task == "s2ef")
+        names = []
+        for sample in data:
+            assert "energy" not in sample
+            assert sample.pos.numpy().round(3).tobytes() not in known
+            names += sample.sid
+        expected = [str(TEST_SID + sid) for sid in dict.fromkeys(part.sid.tolist())]
+        assert names == ([f"{sid}_0" for sid in expected] if task == "s2ef" else expected)
+        sample, start = data[0], part.pos[: part.natoms[0]]
+        moved = np.abs(sample.pos.numpy() - start)
+        assert moved[sample.fixed == 1].max() == 0
+        assert 0.5 * TEST_RATTLE < moved[sample.fixed == 0].std() + moved.mean() < 2 * TEST_RATTLE
+
+
+def test_is2re_normaliser_of_the_demo_config(folders):
+    normalizer = OmegaConf.load(demo.EMBEDDED.parents[2] / "configs" / "data" / "demo_is2re.yaml")
+    data = OC20LmdbDataset({"src": str(folders["is2re/train"]), "task": "is2re"})
+    energy = np.array([sample.energy.item() for sample in data])
+    stated = normalizer.normalizer
+    assert stated.energy_mean == pytest.approx(energy.mean(), abs=1e-4)
+    assert stated.energy_std == pytest.approx(energy.std(), abs=1e-4)
+    noise = NoisyNodes()
+    noisy = [noise(sample, index, 0) for index, sample in enumerate(data)]
+    way = torch.cat([(s.pos_relaxed - s.pos)[s.fixed == 0] for s in noisy])
+    assert stated.position_std == pytest.approx(way.square().mean().sqrt().item(), abs=1e-3)
+    sizes = [len(sample.pos) for sample in data]
+    assert normalizer.avg_num_nodes == pytest.approx(np.mean(sizes), abs=0.01)

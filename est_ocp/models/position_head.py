@@ -1,0 +1,51 @@
+"""Output head of the auxiliary task IS2RS: each atom's way to its relaxed position."""
+
+from __future__ import annotations
+
+import torch
+from fairchem.core.common.registry import registry
+from fairchem.core.models.base import HeadInterface
+from torch import nn
+
+from est_ocp.errors import ConfigError
+
+
+@registry.register_model("est_position_delta_head")
+class PositionDeltaHead(nn.Module, HeadInterface):
+    """Displacements to the relaxed structure, ``{"position_delta": [N, 3]}``.
+
+    As in Equiformer (arXiv 2206.11990, section 5.3): one more graph attention on the backbone's
+    output, whose values are one vector an atom. In units of the task's normaliser; fixed atoms are
+    predicted too, but neither trained nor judged.
+
+    Parameters
+    ----------
+    backbone : Module
+        With ``make_vector_attention()``: a module from the backbone's output (the dictionary) to
+        vectors [N, 3], such as :class:`est_ocp.models.EquiformerEST` with vectors in its output.
+
+    Raises
+    ------
+    ConfigError
+        If the backbone has no such method.
+    """
+
+    def __init__(self, backbone: nn.Module) -> None:
+        super().__init__()
+        make = getattr(backbone, "make_vector_attention", None)
+        if make is None:
+            raise ConfigError(
+                f"PositionDeltaHead cannot read vectors from {type(backbone).__name__}; use the "
+                "backbone est_ocp.models.EquiformerEST, or train without it (tasks=is2re "
+                "model/heads=energy)"
+            )
+        self.attention = make()
+
+    @property
+    def use_amp(self) -> bool:
+        """Follow the surrounding autocast: fairchem would switch it off for heads."""
+        return torch.is_autocast_enabled("cuda") or torch.is_autocast_enabled("cpu")
+
+    def forward(self, data, emb) -> dict[str, torch.Tensor]:
+        """Return the displacements of the batch's atoms."""
+        return {"position_delta": self.attention(emb).to(data.pos.dtype)}
