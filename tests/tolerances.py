@@ -11,5 +11,8 @@ TOL: dict[torch.dtype, float] = {torch.float64: 1e-9, torch.float32: 1e-4, torch
 PARITY_BLOCK = 2e-5
 PARITY_NETWORK = 1e-4
 
+#: Equiformer's recorded blocks, difference relative to the largest recorded value.
+PARITY_EQUIFORMER = 1e-5
+
 #: Batched against single evaluation.
 BATCH: dict[torch.dtype, float] = {torch.float64: 1e-10, torch.float32: 2e-5}
