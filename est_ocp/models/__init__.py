@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from est_ocp.models.equiformer import EquiformerBackbone, EquiformerBaseline, EquiformerEST
 from est_ocp.models.equiformer_v2 import (
     EquiformerV2Backbone,
     EquiformerV2Baseline,
@@ -17,6 +18,9 @@ __all__ = [
     "ConservativeHead",
     "ESTHydraModel",
     "EnergyHead",
+    "EquiformerBackbone",
+    "EquiformerBaseline",
+    "EquiformerEST",
     "EquiformerV2Backbone",
     "EquiformerV2Baseline",
     "EquiformerV2EST",

@@ -7,14 +7,22 @@ from fairchem.core.models.base import HydraModel
 from torch import nn
 
 from est_ocp.nn import EquivariantLayerNorm, SphereNorm
+from est_ocp.nn.equiformer import IrrepsLayerNorm, LearnableGaussianBasis
 
-_UNDECAYED = (nn.LayerNorm, nn.Embedding, EquivariantLayerNorm, SphereNorm)
+_UNDECAYED = (
+    nn.LayerNorm,
+    nn.Embedding,
+    EquivariantLayerNorm,
+    SphereNorm,
+    IrrepsLayerNorm,
+    LearnableGaussianBasis,
+)
 
 
 def undecayed_parameters(module: nn.Module) -> set[str]:
-    """Names of parameters that weight decay must leave alone: norms, embeddings and biases.
+    """Names of parameters that weight decay leaves alone: norms, embeddings, radial bases, biases.
 
-    EquiformerV2's rule (its code), with embeddings excluded too.
+    The rule of Equiformer and EquiformerV2 (their code), with embeddings excluded too.
     """
     names = set()
     for prefix, child in module.named_modules():

@@ -146,3 +146,31 @@ class GridUpdateSettings:
     rule: RuleSettings = field(
         default_factory=partial(RuleSettings, "lebedev", 110), metadata=_RULE
     )
+
+
+@dataclass
+class IrrepsMessageSettings:
+    """Equiformer's graph attention (the names of its code in brackets).
+
+    ``head`` [irreps_head]: values of one head, whose scalars are also the width of its logits;
+    ``hidden`` [irreps_pre_attn]; ``radial_channels`` [fc_neurons]: hidden widths of the radial
+    networks; ``nonlinear`` [nonlinear_message].
+    """
+
+    num_heads: int = 8
+    head: str = "32x0e+16x1e"
+    hidden: str = "256x0e+128x1e"
+    radial_channels: list[int] = field(default_factory=lambda: [64, 64])
+    nonlinear: bool = True
+    rescale_degree: bool = False
+
+    def __post_init__(self) -> None:
+        _require(self.num_heads > 0, f"num_heads must be positive, got {self.num_heads}")
+        _require(len(self.radial_channels) > 0, "radial_channels must name at least one width")
+
+
+@dataclass
+class FeedForwardSettings:
+    """Equiformer's own feed-forward block; ``hidden`` [irreps_mlp_mid]."""
+
+    hidden: str = "768x0e+384x1e"

@@ -44,8 +44,6 @@ class EquiformerAttention(nn.Module):
         Multiply the sum over neighbours by their number.
     alpha_drop : float
         Dropout of attention weights.
-    out_bias : bool
-        Bias on the scalars of the output.
 
     Raises
     ------
@@ -65,7 +63,6 @@ class EquiformerAttention(nn.Module):
         nonlinear: bool = True,
         rescale_degree: bool = False,
         alpha_drop: float = 0.0,
-        out_bias: bool = True,
     ) -> None:
         super().__init__()
         if not irreps_head.width(0) or num_heads < 1:
@@ -95,7 +92,7 @@ class EquiformerAttention(nn.Module):
         self.alpha_dot = nn.Parameter(torch.empty(num_heads, alpha_channels))
         nn.init.uniform_(self.alpha_dot, -bound, bound)
         self.alpha_dropout = nn.Dropout(alpha_drop)
-        self.projection = IrrepsLinear(value, irreps_out, bias=out_bias)
+        self.projection = IrrepsLinear(value, irreps_out)
 
     def forward(
         self,

@@ -1,0 +1,334 @@
+"""Equiformer-type backbones for fairchem's energy tasks: with the EST update, and with their own.
+
+Message passing is Equiformer's graph attention over irreps of unequal widths (arXiv 2206.11990);
+what follows it in each layer is a subclass's choice.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from fairchem.core.common.registry import registry
+from fairchem.core.models.uma.escn_md import GradRegressConfig
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from est_ocp.errors import ConfigError, DataError, unknown_keys
+from est_ocp.models.equiformer_v2 import AVG_DEGREE
+from est_ocp.models.graph import RadiusGraph
+from est_ocp.models.interface import FairchemBackbone
+from est_ocp.models.settings import (
+    FeedForwardSettings,
+    GraphSettings,
+    IrrepsMessageSettings,
+    UpdateSettings,
+    from_mapping,
+)
+from est_ocp.nn import GateRecorder
+from est_ocp.nn.equiformer import (
+    EquiformerAttention,
+    EquiformerBlock,
+    IrrepsEdgeDegree,
+    IrrepsESTUpdate,
+    IrrepsFeedForward,
+    IrrepsLayerNorm,
+    IrrepsLayout,
+    LearnableGaussianBasis,
+    edge_harmonics,
+)
+
+#: OC20's tags: 0 below the surface, 1 surface, 2 adsorbate.
+NUM_TAGS = 3
+
+
+class VectorAttention(nn.Module):
+    """Equiformer's attention on a backbone's output features, with one vector an atom.
+
+    Parameters
+    ----------
+    attention : EquiformerAttention
+        From the features' irreps to ``1x1e``.
+    """
+
+    def __init__(self, attention: EquiformerAttention) -> None:
+        super().__init__()
+        self.attention = attention
+        self.orders = [2 * degree + 1 for degree in attention.irreps_in.degrees]
+
+    def forward(self, emb: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Vectors [N, 3] from the backbone's output dictionary."""
+        blocks = emb["node_embedding"].split(self.orders, dim=1)
+        x = self.attention.irreps_in.join(blocks)
+        return self.attention(x, emb["edge_index"], emb["edge_sh"], emb["edge_scalars"])
+
+
+class EquiformerBackbone(FairchemBackbone):
+    """Equiformer's message passing with an update block to be chosen by a subclass.
+
+    Inside, node features are flat irreps; the output is ``[N, (lmax_out+1)**2, channels]`` with
+    ``channels = feature_channels``, e3nn's convention, component normalised. Energies only:
+    forces are not trained with these models (Equiformer's IS2RE setting).
+
+    Parameters
+    ----------
+    irreps : str
+        Node features between layers.
+    lmax_sh : int
+        Degree of the edges' spherical harmonics.
+    num_layers : int
+    feature_channels : int
+        Channels of each degree after the last layer.
+    lmax_out : int
+        Highest degree after the last layer: 0 for energies, 1 where a head predicts vectors.
+    max_num_elements : int
+        Atomic numbers must be below this.
+    graph, message, update : mapping, optional
+        See :mod:`est_ocp.models.settings`.
+    num_distance_basis : int
+        Trained Gaussians.
+    alpha_drop, drop_path : float
+        Dropout of attention weights, and of whole residual branches.
+    avg_degree : float
+        Average number of neighbours; the edge-degree embedding is divided by its root.
+    direct_forces, regress_forces : bool
+        As of the other backbones; forces cannot be asked for.
+    activation_checkpointing : bool
+        Recompute layers in the backward pass: less memory, about a third more time.
+    otf_graph : bool
+        Build graphs on the fly (True), or use the data's ``edge_index``.
+    """
+
+    update_settings: type
+
+    #: How heads initialise their linear maps: as this backbone's, of variance 1/fan-in.
+    weight_init = "normal"
+
+    def __init__(
+        self,
+        irreps: str = "256x0e+128x1e",
+        lmax_sh: int = 1,
+        num_layers: int = 6,
+        feature_channels: int = 512,
+        lmax_out: int = 0,
+        max_num_elements: int = 90,
+        graph: Mapping[str, Any] | GraphSettings | None = None,
+        message: Mapping[str, Any] | IrrepsMessageSettings | None = None,
+        update: Mapping[str, Any] | None = None,
+        num_distance_basis: int = 128,
+        alpha_drop: float = 0.2,
+        drop_path: float = 0.0,
+        avg_degree: float = AVG_DEGREE,
+        direct_forces: bool = True,
+        regress_forces: bool = False,
+        activation_checkpointing: bool = False,
+        otf_graph: bool = True,
+        **unknown: Any,
+    ) -> None:
+        super().__init__()
+        signature = inspect.signature(EquiformerBackbone.__init__).parameters
+        unknown_keys(unknown, set(signature) - {"self", "unknown"}, "model.backbone")
+        if regress_forces or not direct_forces:
+            raise ConfigError(
+                "model.backbone: Equiformer backbones predict energies, not forces; leave "
+                "regress_forces false and direct_forces true, or use est_ocp.models.EquiformerV2EST"
+            )
+        if num_layers < 1 or feature_channels < 1:
+            raise ConfigError("model.backbone: num_layers and feature_channels must be positive")
+        self.layout = IrrepsLayout(irreps)
+        if self.layout.degrees[0] != 0 or not 0 <= lmax_out <= self.layout.degrees[-1]:
+            raise ConfigError(
+                f"model.backbone: irreps must have scalars and lmax_out ({lmax_out}) must not "
+                f"exceed their highest degree, got {irreps}"
+            )
+        self.layout_out = IrrepsLayout.uniform(feature_channels, lmax_out)
+        self.channels, self.lmax_out = feature_channels, lmax_out
+        self.lmax_sh = lmax_sh
+        self.alpha_drop = alpha_drop
+        self.max_num_elements = max_num_elements
+        self.activation_checkpointing = activation_checkpointing
+        self.record_gates = False
+        self.regress_config = GradRegressConfig(direct_forces=True, forces=False)
+        given = {"cutoff": 5.0, "max_neighbors": 500} if graph is None else graph
+        self.graph_settings = from_mapping(GraphSettings, given, "model.backbone.graph")
+        self.message_settings = from_mapping(
+            IrrepsMessageSettings, message, "model.backbone.message"
+        )
+        settings = from_mapping(self.update_settings, update, "model.backbone.update")
+        self.radius_graph = RadiusGraph(self.graph_settings, otf_graph)
+
+        self.radial_channels = [num_distance_basis, *self.message_settings.radial_channels]
+        self.distance_basis = LearnableGaussianBasis(self.graph_settings.cutoff, num_distance_basis)
+        self.atom_embedding = nn.Embedding(max_num_elements, self.layout.width(0))
+        self.tag_embedding = nn.Embedding(NUM_TAGS, self.layout.width(0))
+        self.edge_degree_embedding = IrrepsEdgeDegree(
+            self.layout, lmax_sh, self.radial_channels, avg_degree
+        )
+        outputs = [self.layout] * (num_layers - 1) + [self.layout_out]
+        self.blocks = nn.ModuleList(
+            EquiformerBlock(
+                self.layout,
+                irreps_out,
+                attention=self._attention(self.layout, self.layout),
+                update=self.make_update(irreps_out, settings),
+                drop_path=drop_path,
+            )
+            for irreps_out in outputs
+        )
+        self.norm = IrrepsLayerNorm(self.layout_out)
+
+    def _attention(self, irreps_in: IrrepsLayout, irreps_out: IrrepsLayout) -> EquiformerAttention:
+        s = self.message_settings
+        return EquiformerAttention(
+            irreps_in,
+            irreps_out,
+            IrrepsLayout(s.hidden),
+            IrrepsLayout(s.head),
+            s.num_heads,
+            self.lmax_sh,
+            self.radial_channels,
+            nonlinear=s.nonlinear,
+            rescale_degree=s.rescale_degree,
+            alpha_drop=self.alpha_drop,
+        )
+
+    def make_vector_attention(self) -> VectorAttention:
+        """Graph attention of this backbone's settings, for a head that predicts vectors.
+
+        Returns
+        -------
+        VectorAttention
+            Called with this backbone's output dictionary; returns [N, 3].
+        """
+        vector = IrrepsLayout.of([1], [1])
+        return VectorAttention(self._attention(self.layout_out, vector))
+
+    def make_update(self, irreps_out: IrrepsLayout, settings: Any) -> nn.Module:
+        """Update block of one layer; called once a layer with the subclass's settings."""
+        raise NotImplementedError
+
+    def validate_tasks(self, dataset_to_tasks) -> None:
+        """Refuse tasks that need forces.
+
+        Raises
+        ------
+        ConfigError
+        """
+        for tasks in dataset_to_tasks.values():
+            if any(task.property in ("forces", "stress") for task in tasks):
+                raise ConfigError(
+                    "Equiformer backbones predict energies, not forces; drop the task or use "
+                    "est_ocp.models.EquiformerV2EST"
+                )
+
+    def validate_atoms_data(self, atoms, task_name: str) -> None:
+        """Check an ASE structure, its tags included.
+
+        Raises
+        ------
+        DataError
+            For elements or tags outside the model's range, or values that are not finite.
+        """
+        super().validate_atoms_data(atoms, task_name)
+        self.check_tags(torch.as_tensor(atoms.get_tags()))
+
+    def check_tags(self, tags: torch.Tensor) -> None:
+        """Refuse tags other than OC20's.
+
+        Raises
+        ------
+        DataError
+            Naming the tags.
+        """
+        wrong = (tags < 0) | (tags >= NUM_TAGS)
+        if wrong.any():
+            found = sorted(set(tags[wrong].tolist()))
+            raise DataError(
+                f"tags {found} are not OC20's; set 0 below the surface, 1 on the surface and 2 for "
+                "the adsorbate (ASE's surface builders number the layers instead)"
+            )
+
+    def forward(self, data) -> dict[str, Any]:
+        """Embed a batch of systems (fairchem ``AtomicData``).
+
+        Atoms without ``tags`` count as tag 0.
+
+        Returns
+        -------
+        dict
+            ``node_embedding`` [N, (lmax_out+1)**2, channels]; ``edge_index`` [2, E];
+            ``edge_scalars`` [E, B]; ``edge_sh`` [E, (lmax_sh+1)**2]; ``atomic_numbers`` [N];
+            ``batch`` [N]; ``gates`` (:class:`est_ocp.nn.GateRecorder`) when a head asked for them.
+        """
+        atomic_numbers = data.atomic_numbers.long()
+        tags = data.tags.long() if "tags" in data else torch.zeros_like(atomic_numbers)
+        if not atomic_numbers.is_cuda:
+            self.check_elements(atomic_numbers)
+            self.check_tags(tags)
+        graph = self.radius_graph(data)
+        edge_scalars = self.distance_basis(graph.distance)
+        edge_sh = edge_harmonics(graph.vec, graph.distance, self.lmax_sh)
+        edges = (graph.edge_index, edge_sh, edge_scalars)
+
+        scalars = self.atom_embedding(atomic_numbers) + self.tag_embedding(tags)
+        x = self.edge_degree_embedding(*edges, len(atomic_numbers))
+        x = x + nn.functional.pad(scalars, (0, self.layout.dim - scalars.shape[1]))
+        arguments = (*edges, data.batch, data.natoms.numel())
+        embedding: dict[str, Any] = {}
+        if self.record_gates:
+            with GateRecorder(self) as recorder:
+                x = self._run_blocks(x, *arguments)
+            embedding["gates"] = recorder
+        else:
+            x = self._run_blocks(x, *arguments)
+        return embedding | {
+            "node_embedding": torch.cat(self.layout_out.split(self.norm(x)), dim=1),
+            "edge_index": graph.edge_index,
+            "edge_scalars": edge_scalars,
+            "edge_sh": edge_sh,
+            "atomic_numbers": atomic_numbers,
+            "batch": data.batch,
+        }
+
+    def _run_blocks(self, x: torch.Tensor, *arguments: Any) -> torch.Tensor:
+        recompute = self.activation_checkpointing and torch.is_grad_enabled()
+        for block in self.blocks:
+            if recompute:
+                x = checkpoint(block, x, *arguments, use_reentrant=False)
+            else:
+                x = block(x, *arguments)
+        return x
+
+
+@registry.register_model("est_equiformer")
+class EquiformerEST(EquiformerBackbone):
+    """Equiformer's message block and the EST update block: the paper's IS2RE model (section 4.1).
+
+    ``update`` takes the keys of :class:`est_ocp.models.settings.UpdateSettings`;
+    ``hidden_channels`` is the width in which the block works, by default that of the scalars.
+    """
+
+    update_settings = UpdateSettings
+
+    def make_update(self, irreps_out: IrrepsLayout, settings: UpdateSettings) -> nn.Module:
+        """EST update block between the layer's irreps."""
+        options = dict(vars(settings))
+        rule = options.pop("rule").build(self.layout.degrees[-1])
+        channels = options.pop("hidden_channels") or self.layout.width(0)
+        return IrrepsESTUpdate(self.layout, irreps_out, channels, rule, **options)
+
+
+@registry.register_model("equiformer")
+class EquiformerBaseline(EquiformerBackbone):
+    """Equiformer with its own feed-forward block: the baseline, same message block.
+
+    ``update`` takes the keys of :class:`est_ocp.models.settings.FeedForwardSettings`.
+    """
+
+    update_settings = FeedForwardSettings
+
+    def make_update(self, irreps_out: IrrepsLayout, settings: FeedForwardSettings) -> nn.Module:
+        """Equiformer's feed-forward block."""
+        return IrrepsFeedForward(self.layout, IrrepsLayout(settings.hidden), irreps_out)
