@@ -4,26 +4,29 @@ from __future__ import annotations
 
 import argparse
 import json
-import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from est_ocp.errors import ConfigError
+from est_ocp.cli.prediction_job import (
+    PredictionJob,
+    add_job_arguments,
+    default_folder,
+    separate_overrides,
+)
+from est_ocp.errors import ConfigError, DataError
 
-#: Beside the npz files: the checkpoint that they come from, and their names.
-CHECKPOINT_FILE = "checkpoint.json"
+#: Beside the npz files: their metrics, and the checkpoint that they come from.
+METRICS_FILE = "metrics.json"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the subcommand."""
+    add_job_arguments(parser, required=False)
     parser.add_argument(
-        "--checkpoint",
-        required=True,
-        help="inference_ckpt.pt, a folder checkpoints/step_N, or a run's folder (newest one)",
-    )
-    parser.add_argument(
-        "--config",
-        help="training config whose validation data to use (the checkpoint's own run by default)",
+        "--predictions",
+        metavar="FOLDER",
+        help="folder of <split>.npz that are already there: only compute metrics, without a model",
     )
     parser.add_argument(
         "--out", help="folder for <split>.npz and metrics (default: <run>/results/predictions)"
@@ -32,23 +35,40 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--free-atoms-only", action="store_true", help="leave fixed atoms out of the saved forces"
     )
     parser.add_argument(
-        "overrides",
-        nargs="*",
-        help="Hydra overrides, e.g. job.scheduler.ranks_per_node=2; with --config also "
-        "data.root=/oc20 and other short keys, which a run's own resolved config no longer has",
+        "--plots", action="store_true", help="draw parity plots, parity.png (needs matplotlib)"
+    )
+    parser.add_argument(
+        "--published", action="store_true", help="print published figures beside these"
     )
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Predict, save, and print the table."""
-    results = evaluate(
-        arguments.checkpoint,
-        arguments.config,
-        arguments.out,
-        arguments.overrides,
-        free_atoms_only=arguments.free_atoms_only,
-    )
+    """Predict what is missing, save, and print the table."""
+    separate_overrides(arguments)
+    if (arguments.checkpoint is None) == (arguments.predictions is None):
+        raise ConfigError("name one of --checkpoint and --predictions")
+    if arguments.plots:
+        from est_ocp.evaluation.figures import pyplot
+
+        pyplot()
+    if arguments.predictions is not None:
+        folder = Path(arguments.predictions)
+        results = summarize(folder, arguments.splits, arguments.out, plots=arguments.plots)
+    else:
+        results = evaluate(
+            arguments.checkpoint,
+            arguments.config,
+            arguments.out,
+            arguments.overrides,
+            free_atoms_only=arguments.free_atoms_only,
+            splits=arguments.splits,
+            plots=arguments.plots,
+        )
     print(results.text())
+    if arguments.published:
+        from est_ocp.evaluation.published import published_text
+
+        print("\n" + published_text(results))
     return 0
 
 
@@ -56,10 +76,14 @@ def evaluate(
     checkpoint: str | Path,
     config: str | Path | None = None,
     out: str | Path | None = None,
-    overrides: list[str] | None = None,
+    overrides: Sequence[str] | None = None,
     free_atoms_only: bool = False,
+    splits: Sequence[str] | None = None,
+    plots: bool = False,
 ) -> Any:
     """Predict the validation splits of a config with a checkpoint, through fairchem's launcher.
+
+    Splits that were predicted before, with the same checkpoint and data, are not predicted again.
 
     Parameters
     ----------
@@ -69,115 +93,99 @@ def evaluate(
         Training config; default: the one saved with the checkpoint's run.
     out : path, optional
         Folder of the npz files, ``metrics.csv`` and ``metrics.json``.
-    overrides : list of str, optional
+    overrides : sequence of str, optional
         Hydra overrides of the config.
     free_atoms_only : bool
         Save forces of free atoms only.
+    splits : sequence of str, optional
+        Default: all validation splits of the config.
+    plots : bool
+        Draw ``parity.png`` too.
 
     Returns
     -------
     Results
-        Of all splits that have labels.
-    """
-    from est_ocp.evaluation.checkpoint import (
-        find_inference_checkpoint,
-        read_checkpoint,
-        run_dir_of,
-    )
-    from est_ocp.evaluation.report import load_predictions, train_mean_energy
-    from est_ocp.evaluation.results import Results
+        Of these splits.
 
-    file = find_inference_checkpoint(checkpoint).resolve()
-    tasks = read_checkpoint(file).tasks_config
-    run_dir = run_dir_of(file)
-    if config is None:
-        if run_dir is None:
-            raise ConfigError(f"{file} does not lie in a run's folder; name --config")
-        config = run_dir / "canonical_config.yaml"
-    if out is None:
-        out = (run_dir or Path.cwd()) / "results" / "predictions"
-    out = Path(out).resolve()
-    stamp = checkpoint_stamp(file)
-    splits = _launch(config, overrides or [], file, out, free_atoms_only)
-    stamp["splits"] = splits
-    (out / CHECKPOINT_FILE).write_text(json.dumps(stamp, indent=2) + "\n")
-    results = Results.of(load_predictions(out, splits), train_mean_energy(tasks))
-    results.write_csv(out / "metrics.csv")
-    (out / "metrics.json").write_text(json.dumps(results.in_units(), indent=2) + "\n")
+    Raises
+    ------
+    ESTError
+        If checkpoint, config or data cannot be used, do not fit each other, or have no labels.
+    """
+    job = PredictionJob.of(
+        checkpoint, config, overrides or (), splits, free_atoms_only=free_atoms_only
+    )
+    job.refuse_without_labels()
+    folder = Path(out).resolve() if out is not None else default_folder(checkpoint)
+    job.run(folder)
+    return summarize(folder, job.splits, plots=plots)
+
+
+def summarize(
+    folder: str | Path,
+    splits: Sequence[str] | None = None,
+    out: str | Path | None = None,
+    plots: bool = False,
+) -> Any:
+    """Compute the metrics of saved predictions and write them.
+
+    Parameters
+    ----------
+    folder : path
+        Of ``<split>.npz``.
+    splits : sequence of str, optional
+        Default: all in the folder.
+    out : path, optional
+        Where ``metrics.csv``, ``metrics.json`` and ``parity.png`` go; default: the folder.
+    plots : bool
+
+    Returns
+    -------
+    Results
+
+    Raises
+    ------
+    DataError
+        If there are no predictions, a split is missing, has no labels, or the splits come from
+        different checkpoints.
+    """
+    from est_ocp.evaluation.predictions import read_stamp
+    from est_ocp.evaluation.report import load_predictions
+    from est_ocp.evaluation.results import Results, ordered
+
+    folder = Path(folder)
+    loaded = load_predictions(folder, splits)
+    stamps = [read_stamp(folder / f"{split}.npz") or {} for split in loaded]
+    models = [stamp.get("checkpoint") or {} for stamp in stamps]
+    if len({model.get("sha256") for model in models}) > 1:
+        raise DataError(
+            f"the predictions in {folder} come from different checkpoints; choose among them with "
+            "--splits, or predict them anew"
+        )
+    results = Results.of(loaded, models[0].get("train_mean_energy"))
+    target = folder if out is None else Path(out)
+    target.mkdir(parents=True, exist_ok=True)
+    results.write_csv(target / "metrics.csv")
+    content = {k: models[0].get(k) for k in ("file", "sha256")} | results.in_units()
+    (target / METRICS_FILE).write_text(json.dumps(content, indent=2) + "\n")
+    if plots:
+        from est_ocp.evaluation.figures import parity
+
+        parity(ordered(loaded), target / "parity.png")
+        print(f"parity plots: {target / 'parity.png'}")
     return results
 
 
-def checkpoint_stamp(file: Path) -> dict[str, Any]:
-    """Return what tells a checkpoint file from a later one."""
-    status = file.stat()
-    return {
-        "checkpoint": str(file.resolve()),
-        "size": status.st_size,
-        "mtime_ns": status.st_mtime_ns,
-    }
-
-
 def evaluated_splits(folder: Path, checkpoint: Path) -> list[str] | None:
-    """Return the splits in a folder that this very checkpoint predicted; None if it did not."""
+    """Return the splits of a folder's last evaluation if it was of this very checkpoint."""
+    from est_ocp.evaluation.predictions import read_stamp
+    from est_ocp.evaluation.stamp import sha256
+
     try:
-        stamp = json.loads((folder / CHECKPOINT_FILE).read_text())
-        splits = stamp.pop("splits")
-    except (OSError, ValueError, KeyError, AttributeError):
+        content = json.loads((folder / METRICS_FILE).read_text())
+        splits, digest = list(content["sizes"]), content["sha256"]
+    except (OSError, ValueError, KeyError, TypeError):
         return None
-    current = stamp == checkpoint_stamp(checkpoint)
-    complete = all((folder / f"{split}.npz").is_file() for split in splits)
-    return splits if current and complete else None
-
-
-def _launch(
-    config: str | Path, overrides: list[str], checkpoint: Path, out: Path, free_atoms_only: bool
-) -> list[str]:
-    """Run :class:`est_ocp.evaluation.PredictRunner` on the config's validation data.
-
-    Files of an earlier evaluation stay until this one has succeeded, and then only those of the
-    same splits are replaced. Returns the splits.
-    """
-    from est_ocp.cli.config import instantiate, resolve
-
-    cfg = resolve(config, overrides)
-    if cfg.job.scheduler.mode != "local":
-        raise ConfigError(
-            "evaluation on SLURM goes through fairchem itself: "
-            "fairchem --config configs/s2ef/predict.yml cluster=slurm_a100 checkpoint=..."
-        )
-    instantiate(cfg.runner.eval_dataloader.dataset, "the validation data")
-    (out / "logs").mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out, prefix=".partial-") as partial:
-        _predict_into(partial, cfg, checkpoint, out / "logs", free_atoms_only)
-        files = sorted(Path(partial).glob("*.npz"))
-        (out / CHECKPOINT_FILE).unlink(missing_ok=True)
-        for file in files:
-            file.replace(out / file.name)
-    return [file.stem for file in files]
-
-
-def _predict_into(
-    folder: str, cfg: Any, checkpoint: Path, logs: Path, free_atoms_only: bool
-) -> None:
-    """Launch the runner that writes ``<split>.npz`` into a folder."""
-    from fairchem.core.common import distutils
-    from fairchem.core.launchers.slurm_launch import local_launch
-    from omegaconf import OmegaConf, open_dict
-
-    from est_ocp.evaluation.checkpoint import quiet
-
-    with open_dict(cfg):
-        cfg.job.logger = None
-        cfg.runner = OmegaConf.create(
-            {
-                "_target_": "est_ocp.evaluation.PredictRunner",
-                "dataloader": cfg.runner.eval_dataloader,
-                "checkpoint": str(checkpoint),
-                "output_dir": folder,
-                "free_atoms_only": free_atoms_only,
-            }
-        )
-        cfg.job.metadata.log_dir = str(logs)
-    distutils.cleanup()
-    with quiet():
-        local_launch(cfg, str(logs))
+    stamps = [read_stamp(folder / f"{split}.npz") or {} for split in splits]
+    found = {(stamp.get("checkpoint") or {}).get("sha256") for stamp in stamps}
+    return splits if found == {digest} and digest == sha256(checkpoint) else None

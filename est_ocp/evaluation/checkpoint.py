@@ -131,10 +131,10 @@ def load_unit(path: str | Path, device: str = "cpu", dtype: torch.dtype = torch.
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Hold back fairchem's notes below errors."""
+def quiet(level: int = logging.WARNING) -> Iterator[None]:
+    """Hold back what fairchem and torch log up to a level."""
     before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
+    logging.disable(max(level, before))
     try:
         yield
     finally:

@@ -19,24 +19,29 @@ class EquivarianceErrors:
     ----------
     dtype : str
         ``float32`` or ``float64``.
-    forces : array [R, B]
-        ``|F(R x) - R F(x)| / |F(x)|``, norms over all atoms of a structure.
+    forces : array [R, B] or None
+        ``|F(R x) - R F(x)| / |F(x)|``, norms over all atoms of a structure; None for a model
+        without forces.
     energy : array [R, B]
         ``|E(R x) - E(x)|`` over the root mean square of the structures' energies.
     """
 
     dtype: str
-    forces: np.ndarray
+    forces: np.ndarray | None
     energy: np.ndarray
 
     def summary(self) -> dict[str, float]:
         """Return medians and maxima."""
         return {
-            "forces_median": float(np.median(self.forces)),
-            "forces_max": float(np.max(self.forces)),
-            "energy_median": float(np.median(self.energy)),
-            "energy_max": float(np.max(self.energy)),
+            f"{kind}_{name}": float(reduce(values))
+            for kind, values in self.by_kind().items()
+            for name, reduce in (("median", np.median), ("max", np.max))
         }
+
+    def by_kind(self) -> dict[str, np.ndarray]:
+        """Return the errors of what the model predicts."""
+        kinds = {"forces": self.forces, "energy": self.energy}
+        return {kind: values for kind, values in kinds.items() if values is not None}
 
 
 def random_rotations(count: int, seed: int = 0) -> torch.Tensor:
@@ -76,20 +81,26 @@ def measure(
     owner = batch.batch.cpu()
     size = len(batch.natoms)
     energy, forces = _predict(unit, batch, torch.eye(3, dtype=torch.float64))
-    force_scale = _norms(forces, owner, size).clamp_min(1e-12)
+    if forces is not None:
+        force_scale = _norms(forces, owner, size).clamp_min(1e-12)
     energy_scale = energy.square().mean().sqrt().clamp_min(1e-12)
     force_errors, energy_errors = [], []
     for rotation in random_rotations(num_rotations, seed):
         new_energy, new_forces = _predict(unit, batch, rotation)
-        difference = new_forces - forces @ rotation.T
-        force_errors.append((_norms(difference, owner, size) / force_scale).numpy())
+        if forces is not None:
+            difference = new_forces - forces @ rotation.T
+            force_errors.append((_norms(difference, owner, size) / force_scale).numpy())
         energy_errors.append(((new_energy - energy).abs() / energy_scale).numpy())
     return EquivarianceErrors(
-        str(dtype).removeprefix("torch."), np.stack(force_errors), np.stack(energy_errors)
+        str(dtype).removeprefix("torch."),
+        np.stack(force_errors) if force_errors else None,
+        np.stack(energy_errors),
     )
 
 
-def _predict(unit: Any, batch: Any, rotation: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _predict(
+    unit: Any, batch: Any, rotation: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor | None]:
     rotated = batch.clone()
     for key, value in batch:
         if torch.is_tensor(value) and value.is_floating_point():
@@ -98,7 +109,10 @@ def _predict(unit: Any, batch: Any, rotation: torch.Tensor) -> tuple[torch.Tenso
     rotated.cell = rotated.cell @ rotation.T
     with quiet():
         out = unit.predict(rotated)
-    return out["energy"].detach().cpu().double().reshape(-1), out["forces"].detach().cpu().double()
+    energy, forces = (
+        out[key].detach().cpu().double() if key in out else None for key in ("energy", "forces")
+    )
+    return energy.reshape(-1), forces
 
 
 def _norms(vectors: torch.Tensor, owner: torch.Tensor, size: int) -> torch.Tensor:

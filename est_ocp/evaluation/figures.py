@@ -49,7 +49,7 @@ def pyplot() -> Any:
 
 
 def learning_curve(rows: list[dict[str, Any]], path: Path) -> None:
-    """Draw training losses, the learning rate, and the evaluations' force errors over steps."""
+    """Draw training losses, and the evaluations' force or else energy errors, over steps."""
     plt = pyplot()
     train = [r for r in rows if r["kind"] == "train"]
     evals = [r for r in rows if r["kind"] == "eval"]
@@ -65,8 +65,10 @@ def learning_curve(rows: list[dict[str, Any]], path: Path) -> None:
         left.legend()
     left.set(xlabel="step", ylabel="training loss (weighted)")
     splits = [s for s in (evals[-1]["splits"] if evals else {}) if s != "mean"]
+    has_forces = any("forces_mae" in evals[-1]["splits"][split] for split in splits)
+    metric = "forces_mae" if has_forces else "energy_mae"
     for split in splits:
-        curve = [r["splits"].get(split, {}).get("forces_mae") for r in evals]
+        curve = [r["splits"].get(split, {}).get(metric) for r in evals]
         right.plot(
             [r["step"] for r in evals],
             [np.nan if v is None else v for v in curve],
@@ -76,7 +78,8 @@ def learning_curve(rows: list[dict[str, Any]], path: Path) -> None:
         )
     if splits:
         right.legend()
-    right.set(xlabel="step", ylabel="force MAE (eV/Å)", ylim=(0, None))
+    label = "force MAE (eV/Å)" if has_forces else "energy MAE (eV)"
+    right.set(xlabel="step", ylabel=label, ylim=(0, None))
     _save(plt, figure, path)
 
 
@@ -120,9 +123,13 @@ def _parity_pairs(predictions: SplitPredictions) -> list[tuple[np.ndarray, np.nd
 def equivariance(errors: list[EquivarianceErrors], path: Path) -> None:
     """Draw histograms of the relative errors under rotations: the first filled, others as lines."""
     plt = pyplot()
-    figure, axes = plt.subplots(1, 2, figsize=(8.4, 2.8), layout="constrained")
-    for ax, kind in zip(axes, ("forces", "energy"), strict=True):
-        values = [np.maximum(getattr(e, kind).ravel(), 1e-17) for e in errors]
+    kinds = list(errors[0].by_kind())
+    figure, axes = plt.subplots(
+        1, len(kinds), figsize=(4.2 * len(kinds), 2.8), layout="constrained", squeeze=False
+    )
+    axes = axes[0]
+    for ax, kind in zip(axes, kinds, strict=True):
+        values = [np.maximum(e.by_kind()[kind].ravel(), 1e-17) for e in errors]
         logs = np.log10(np.concatenate(values))
         bins = np.logspace(np.floor(logs.min()), np.ceil(logs.max() + 1e-9), 41)
         styles = ({"color": _BLUE, "alpha": 0.65}, {"color": _ORANGE, "histtype": "step", "lw": 2})

@@ -6,7 +6,7 @@ import json
 import os
 import tempfile
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -120,14 +120,28 @@ def read_stamp(path: str | Path) -> dict[str, Any] | None:
         return None
 
 
-def write_npz(path: str | Path, fields: Mapping[str, np.ndarray]) -> None:
-    """Write a compressed npz file under another name and rename it when it is whole."""
+def write_npz(
+    path: str | Path,
+    fields: Mapping[str, np.ndarray],
+    check: Callable[[Path], Any] | None = None,
+) -> None:
+    """Write a compressed npz file under another name and rename it when it is whole.
+
+    Parameters
+    ----------
+    path : path
+    fields : mapping of str to array
+    check : callable, optional
+        Called with the complete file before it gets its name; an error that it raises removes it.
+    """
     path = Path(path)
     handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=".partial")
     try:
         with os.fdopen(handle, "wb") as stream:
             np.savez_compressed(stream, **fields)
         os.chmod(partial, 0o644)
+        if check is not None:
+            check(Path(partial))
         os.replace(partial, path)
     except BaseException:
         Path(partial).unlink(missing_ok=True)

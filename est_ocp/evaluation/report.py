@@ -18,6 +18,7 @@ from est_ocp.evaluation.equivariance import EquivarianceErrors, measure
 from est_ocp.evaluation.machine import machine_info
 from est_ocp.evaluation.predictions import SplitPredictions
 from est_ocp.evaluation.results import Results, ordered
+from est_ocp.evaluation.stamp import train_mean_energy
 from est_ocp.training import metrics_file
 
 
@@ -148,7 +149,8 @@ class Report:
         if "equivariance" not in drawn:
             return ""
         rows = [[e.dtype, *(f"{v:.1e}" for v in e.summary().values())] for e in self.equivariance]
-        head = ["precision", "forces, median", "forces, max", "energy, median", "energy, max"]
+        names = self.equivariance[0].summary()
+        head = ["precision", *(name.replace("_", ", ") for name in names)]
         return (
             page.paragraph(
                 "The trained model (averaged weights) on validation structures whose positions "
@@ -175,23 +177,28 @@ def _explanation(task: str, train_mean_energy: float) -> str:
 def load_predictions(
     folder: str | Path, names: Sequence[str] | None = None
 ) -> dict[str, SplitPredictions]:
-    """Read every split's npz in a folder, or those named.
+    """Read the labelled splits' npz files in a folder, or those named.
 
     Raises
     ------
     DataError
-        If there is none, or one has no labels.
+        If there is none, a named one is missing, or a named one has no labels.
     """
-    files = sorted(Path(folder).glob("*.npz"))
+    folder = Path(folder)
+    files = sorted(folder.glob("*.npz"))
     if names is not None:
-        files = [file for file in files if file.stem in names]
+        files = [folder / f"{name}.npz" for name in names]
+        missing = [file.stem for file in files if not file.is_file()]
+        if missing:
+            raise DataError(f"{folder} holds no predictions of the split '{missing[0]}'")
     if not files:
         raise DataError(f"{folder} holds no predictions; run `est-ocp evaluate` first")
     splits = {file.stem: SplitPredictions.load(file) for file in files}
-    for name, predictions in splits.items():
-        if predictions.energy_label is None:
-            raise DataError(f"the split '{name}' in {folder} has no labels to report on")
-    return splits
+    labelled = {name: p for name, p in splits.items() if p.energy_label is not None}
+    if not labelled or (names is not None and len(labelled) < len(splits)):
+        bare = next(name for name in splits if name not in labelled)
+        raise DataError(f"the split '{bare}' in {folder} has no labels, so it has no metrics")
+    return labelled
 
 
 def build_report(
@@ -243,20 +250,6 @@ def build_report(
         commands=commands or [],
         note=note,
     )
-
-
-def train_mean_energy(tasks: Any) -> float:
-    """Return the mean of the energy task's normaliser, which is the training set's (eV).
-
-    Parameters
-    ----------
-    tasks : sequence of mapping
-        A checkpoint's ``tasks_config``.
-    """
-    for task in tasks:
-        if task["name"] == "energy":
-            return float(task["normalizer"]["mean"])
-    return 0.0
 
 
 def _parameters(checkpoint: Any) -> list[torch.Tensor]:

@@ -57,7 +57,7 @@ class Results:
     task : {"s2ef", "is2re"}
     model, trivial : dict of str to dict
         Split (or ``mean``) to metrics (eV, eV/Angstrom, fractions); ``trivial`` predicts the
-        training set's mean energy and no forces.
+        training set's mean energy and no forces, and is empty where that mean is not known.
     sizes : dict of str to int
         Structures of each split.
     """
@@ -68,7 +68,9 @@ class Results:
     sizes: dict[str, int]
 
     @classmethod
-    def of(cls, splits: Mapping[str, SplitPredictions], train_mean_energy: float) -> Results:
+    def of(
+        cls, splits: Mapping[str, SplitPredictions], train_mean_energy: float | None = None
+    ) -> Results:
         """Compute the metrics of all splits.
 
         Raises
@@ -85,12 +87,15 @@ class Results:
                 else "there are no predictions to evaluate"
             )
         model = {name: metrics_of(p) for name, p in splits.items()}
-        trivial = {
-            name: metrics_of(trivial_predictions(p, train_mean_energy))
-            for name, p in splits.items()
-        }
+        trivial = {}
+        if train_mean_energy is not None:
+            trivial = {
+                name: metrics_of(trivial_predictions(p, train_mean_energy))
+                for name, p in splits.items()
+            }
         for table in (model, trivial):
-            table["mean"] = mean_row(list(table.values()))
+            if table:
+                table["mean"] = mean_row(list(table.values()))
         return cls(tasks.pop(), model, trivial, {name: len(p) for name, p in splits.items()})
 
     @property
@@ -111,9 +116,10 @@ class Results:
             texts = [column.text(metrics[n]) for n, column in columns.items()]
             cells.append([name, str(self.size(name)), *texts])
             kinds.append("strong" if name == "mean" else "")
-            texts = [column.text(self.trivial[name][n]) for n, column in columns.items()]
-            cells.append(["  trivial predictor", "", *texts])
-            kinds.append("faint")
+            if name in self.trivial:
+                texts = [column.text(self.trivial[name][n]) for n, column in columns.items()]
+                cells.append(["  trivial predictor", "", *texts])
+                kinds.append("faint")
         return head, cells, kinds
 
     def text(self) -> str:
