@@ -1,0 +1,1 @@
+"""Tests of est_ocp.relaxation and est-ocp relax."""
