@@ -10,6 +10,10 @@ from torch import nn
 _BLOCK_PARTS = (
     ("norms", r"^norm"),
     ("message attention", r"^attention\."),
+    ("feed-forward", r"^update\.(linear_|scalar_mlp|grid_mlp)"),
+    ("maps in and out", r"\.map_(in|out)\."),
+    ("shortcut", r"^shortcut"),
+    ("interaction", r"^(mlp|conv|lin)\."),
     ("gate", r"gate\."),
     ("steerable experts", r"steerable"),
     ("spherical experts", r"mixture\.spherical"),
@@ -18,6 +22,8 @@ _BLOCK_PARTS = (
 )
 _TOP_PARTS = (
     ("atom embedding", r"^backbone\.atom_embedding"),
+    ("tag embedding", r"^backbone\.tag_embedding"),
+    ("radial basis", r"^backbone\.distance_basis"),
     ("edge degree embedding", r"^backbone\.edge_degree"),
     ("final norm", r"^backbone\.norm"),
 )

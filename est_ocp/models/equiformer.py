@@ -86,7 +86,7 @@ class EquiformerBackbone(FairchemBackbone):
     max_num_elements : int
         Atomic numbers must be below this.
     graph, message, update : mapping, optional
-        See :mod:`est_ocp.models.settings`.
+        See :mod:`est_ocp.models.settings`; the graph's defaults are 5 Angstrom and 500 neighbours.
     num_distance_basis : int
         Trained Gaussians.
     alpha_drop, drop_path : float
@@ -151,8 +151,9 @@ class EquiformerBackbone(FairchemBackbone):
         self.activation_checkpointing = activation_checkpointing
         self.record_gates = False
         self.regress_config = GradRegressConfig(direct_forces=True, forces=False)
-        given = {"cutoff": 5.0, "max_neighbors": 500} if graph is None else graph
-        self.graph_settings = from_mapping(GraphSettings, given, "model.backbone.graph")
+        if graph is None or isinstance(graph, Mapping):
+            graph = {"cutoff": 5.0, "max_neighbors": 500} | dict(graph or {})
+        self.graph_settings = from_mapping(GraphSettings, graph, "model.backbone.graph")
         self.message_settings = from_mapping(
             IrrepsMessageSettings, message, "model.backbone.message"
         )

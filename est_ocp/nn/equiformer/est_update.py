@@ -54,9 +54,9 @@ class IrrepsESTUpdate(nn.Module):
         inner = IrrepsLayout.uniform(channels, lmax)
         self.irreps_in, self.irreps_out = irreps_in, irreps_out
         self.orders = [2 * degree + 1 for degree in inner.degrees]
-        self.linear_in = IrrepsLinear(irreps_in, inner)
+        self.map_in = IrrepsLinear(irreps_in, inner)
         self.block = ESTUpdateBlock(channels, lmax, rule, **options)
-        self.linear_out = IrrepsLinear(inner, irreps_out)
+        self.map_out = IrrepsLinear(inner, irreps_out)
 
     def forward(
         self,
@@ -77,9 +77,9 @@ class IrrepsESTUpdate(nn.Module):
         -------
         Tensor [N, irreps_out.dim]
         """
-        features = torch.cat(self.linear_in(self.irreps_in.split(x)), dim=1)
+        features = torch.cat(self.map_in(self.irreps_in.split(x)), dim=1)
         updated = self.block(features, batch, num_graphs)
-        return self.irreps_out.join(self.linear_out(list(updated.split(self.orders, dim=1))))
+        return self.irreps_out.join(self.map_out(list(updated.split(self.orders, dim=1))))
 
     def extra_repr(self) -> str:
         return f"{self.irreps_in} -> {self.irreps_out}"
