@@ -16,3 +16,6 @@ PARITY_EQUIFORMER = 1e-5
 
 #: Batched against single evaluation.
 BATCH: dict[torch.dtype, float] = {torch.float64: 1e-10, torch.float32: 2e-5}
+
+#: Norm of the change of small models under bfloat16 autocast, relative to the norm of the output.
+BF16_RELATIVE = 3e-2

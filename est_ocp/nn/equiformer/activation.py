@@ -7,7 +7,7 @@ import torch
 from est_ocp.nn.activation import smooth_leaky_relu
 
 # Factors E[f(z)^2]^(-1/2) for normal z as e3nn 0.6 estimates them, from a million draws; trained
-# weights of the original depend on these digits. The exact ones are 1.6765, 1.8463 and 1.5300.
+# weights of the original depend on these digits. The exact ones are 1.6765, 1.8462 and 1.5291.
 SILU = 1.6791767923989418
 SIGMOID = 1.8467055342154763
 SMOOTH_LEAKY_RELU = 1.531320475574866
