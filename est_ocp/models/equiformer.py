@@ -264,7 +264,8 @@ class EquiformerBackbone(FairchemBackbone):
             ``batch`` [N]; ``gates`` (:class:`est_ocp.nn.GateRecorder`) when a head asked for them.
         """
         atomic_numbers = data.atomic_numbers.long()
-        tags = data.tags.long() if "tags" in data else torch.zeros_like(atomic_numbers)
+        tags = getattr(data, "tags", None)
+        tags = torch.zeros_like(atomic_numbers) if tags is None else tags.long()
         if not atomic_numbers.is_cuda:
             self.check_elements(atomic_numbers)
             self.check_tags(tags)
