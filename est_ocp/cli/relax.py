@@ -117,11 +117,18 @@ def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
     with open(file, "rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
     return {
-        "inputs": [str(Path(path).expanduser().resolve()) for path in arguments.inputs],
+        "inputs": [_stamp(Path(path).expanduser()) for path in arguments.inputs],
         "checkpoint": digest,
         **{key: getattr(arguments, key) for key in ("fmax", "steps", "optimizer", "maxstep")},
         "dataset": arguments.dataset,
     }
+
+
+def _stamp(path: Path) -> list[Any]:
+    """What tells an input from a later one of the same name."""
+    files = sorted(path.glob("*.lmdb")) if path.is_dir() else [path]
+    status = [file.stat() for file in files]
+    return [str(path.resolve()), *([s.st_size, s.st_mtime_ns] for s in status)]
 
 
 def _part(text: str) -> tuple[int, int]:

@@ -54,7 +54,7 @@ class RelaxationFolder:
     """A folder of relaxed structures.
 
     ``parts/K-of-N.{traj,jsonl}`` are appended to while part K of N works; ``relaxed.traj`` and
-    ``summary.csv`` are made of them, in the order of the input, when nothing is left to do.
+    ``summary.csv`` are made of them, in the order of the input, when all parts are done.
 
     Parameters
     ----------
@@ -124,12 +124,17 @@ class RelaxationFolder:
         return row
 
     def join(self, names: Sequence[str]) -> dict[str, Row]:
-        """Write ``relaxed.traj`` and ``summary.csv``, in the order of ``names``; return the rows.
+        """Write ``relaxed.traj`` and ``summary.csv``, in the order of ``names``.
 
-        Rows that are not there yet, of other parts, are left out.
+        Returns
+        -------
+        dict of str to Row
+            What has been done. If that is not all, other parts are at work and nothing is written.
         """
-        rows = self.rows()
-        rows = {name: rows[name] for name in names if name in rows}
+        done = self.rows()
+        rows = {name: done[name] for name in names if name in done}
+        if len(rows) < len(names):
+            return rows
         self._join_structures([name for name, row in rows.items() if not row.error])
         partial = self.path / f".{SUMMARY_FILE}.{os.getpid()}.partial"
         with partial.open("w", newline="") as stream:

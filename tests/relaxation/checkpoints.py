@@ -11,7 +11,7 @@ from fairchem.core.units.mlip_unit.api.inference import MLIPInferenceCheckpoint
 from torch.optim.swa_utils import AveragedModel
 
 from est_ocp.data import load_demo_frames, write_oc20_lmdb
-from tests.models.small import BACKBONE, HEADS, merge, model
+from tests.models.small import BACKBONE, CONSERVATIVE, HEADS, merge, model
 
 _SMALL = {
     "num_layers": 1,
@@ -22,22 +22,23 @@ _SMALL = {
 NORMALIZERS = {"energy": (-0.75, 2.9), "forces": (0.0, 2.9)}
 
 
-def write_checkpoint(file: Path, forces: bool = True) -> Path:
-    """Write an S2EF checkpoint, or one for energies alone."""
+def write_checkpoint(file: Path, forces: bool = True, conservative: bool = False) -> Path:
+    """Write an S2EF checkpoint with direct or conservative forces, or one for energies alone."""
     backbone = merge(BACKBONE, _SMALL)
-    heads = {name: HEADS[name] for name in (("energy", "forces") if forces else ("energy",))}
-    if not forces:
-        backbone["regress_forces"] = False
-    made = model(torch.float32, heads=heads, **backbone)
+    tasks = ("energy", "forces") if forces else ("energy",)
+    heads = CONSERVATIVE if conservative else {name: HEADS[name] for name in tasks}
+    backbone |= {"regress_forces": forces, "direct_forces": not conservative}
+    made = model(torch.float32, conservative=conservative, heads=heads, **backbone)
     content = MLIPInferenceCheckpoint(
         model_config={
             "_target_": "est_ocp.models.ESTHydraModel",
             "backbone": backbone,
             "heads": heads,
+            "pass_through_head_outputs": conservative,
         },
         model_state_dict=made.state_dict(),
         ema_state_dict=AveragedModel(made).state_dict(),
-        tasks_config=[_task(name) for name in heads],
+        tasks_config=[_task(name) for name in tasks],
     )
     torch.save(content, file)
     return file

@@ -16,7 +16,7 @@ from est_ocp.evaluation import SplitPredictions
 from est_ocp.relaxation import BatchedRelaxer, BatchEvaluator
 from est_ocp.relaxation.folder import RelaxationFolder
 from est_ocp.relaxation.structures import load_all, open_source
-from tests.models.systems import slab, water
+from tests.models.systems import crystal, slab, water
 from tests.relaxation.checkpoints import is2re_records, with_nan, write_is2re
 from tests.tolerances import TOL
 
@@ -156,6 +156,7 @@ def test_parts_share_a_folder(s2ef, split, relaxed, tmp_path, capsys):
     assert relax(*words, "--part", "2/2") == 0
     assert "3 are left to other parts" in capsys.readouterr().out
     assert not (out / "val_id.npz").exists()
+    assert not (out / "relaxed.traj").exists()
     assert relax(*words, "--part", "1/2") == 0
     whole, joined = (SplitPredictions.load(f / "val_id.npz") for f in (relaxed, out))
     assert whole.ids.tolist() == joined.ids.tolist()
@@ -176,6 +177,32 @@ def test_a_damaged_structure_is_named_and_the_others_are_relaxed(s2ef, tmp_path,
         str(records[i]["sid"]) for i in (0, 2)
     ]
     assert "not finite" in table(out)[str(records[1]["sid"])]["error"]
+    assert len(Trajectory(out / "relaxed.traj")) == 2
+
+
+def test_a_failure_underway_counts_with_its_last_energy(s2ef, tmp_path, monkeypatch, capsys):
+    records = is2re_records(2)
+    folder, out = write_is2re(tmp_path / "val_id", records), tmp_path / "out"
+    evaluate, calls = BatchEvaluator.__call__, []
+
+    def failing(self, structures):
+        errors = evaluate(self, structures)
+        calls.append(len(structures))
+        if len(calls) == 3:
+            errors[1] = "exploded"
+        return errors
+
+    words = (folder, "--checkpoint", s2ef, "--out", out, "--steps", 3, "--fmax", 1e-6)
+    monkeypatch.setattr(BatchEvaluator, "__call__", failing)
+    assert relax(*words) == 1
+    assert f"{records[1]['sid']}: exploded at step 2" in capsys.readouterr().out
+    row = table(out)[str(records[1]["sid"])]
+    predictions = SplitPredictions.load(out / "val_id.npz")
+    assert predictions.energy[1] == float(row["energy_last"]) != float(row["energy_first"])
+    assert calls == [2, 2, 2, 1]
+    monkeypatch.undo()
+    assert relax(*words) == 0
+    assert table(out)[str(records[1]["sid"])]["error"] == ""
     assert len(Trajectory(out / "relaxed.traj")) == 2
 
 
@@ -215,3 +242,12 @@ def test_errors_are_one_sentence(s2ef, is2re, split, relaxed, tmp_path, capsys):
     ]
     for words, message in cases:
         assert message in _error(words, capsys)
+
+
+def test_a_changed_input_does_not_go_on(s2ef, tmp_path, capsys):
+    file = tmp_path / "water.xyz"
+    words = (file, "--checkpoint", s2ef, "--out", tmp_path / "out", "--steps", 1)
+    ase.io.write(file, water())
+    assert relax(*words) == 0
+    ase.io.write(file, crystal())
+    assert "other settings (inputs)" in _error(words, capsys)

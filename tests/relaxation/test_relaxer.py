@@ -17,6 +17,7 @@ from est_ocp.errors import CheckpointError, ConfigError, DataError
 from est_ocp.evaluation import load_unit
 from est_ocp.relaxation import OPTIMIZERS, BatchedRelaxer, BatchEvaluator
 from tests.models.systems import single_atom, slab, water, wire
+from tests.relaxation.checkpoints import write_checkpoint
 from tests.tolerances import TOL
 
 
@@ -185,6 +186,17 @@ def test_a_checkpoint_s_relaxations_are_those_one_at_a_time(unit):
         assert (ends[name].atoms.pbc == atoms.pbc).all()
     held = structures["fixed"].get_tags() == 0
     np.testing.assert_array_equal(ends["fixed"].atoms.positions[held], slab().positions[held])
+
+
+def test_conservative_forces_relax_too(tmp_path):
+    unit = load_unit(write_checkpoint(tmp_path / "inference_ckpt.pt", conservative=True))
+    structures = {"slab": slab(), "water": water()}
+    relaxer = BatchedRelaxer(BatchEvaluator(unit), fmax=1e-6, steps=2)
+    for end in relaxer.run(structures.items()):
+        atoms = structures[end.name]
+        atoms.calc = FAIRChemCalculator(unit, task_name="oc20")
+        LBFGS(atoms, logfile=None).run(fmax=1e-6, steps=2)
+        np.testing.assert_allclose(end.atoms.positions, atoms.positions, atol=TOL[torch.float32])
 
 
 def test_the_structure_that_breaks_a_batch_is_found(unit):
