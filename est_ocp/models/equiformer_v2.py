@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from est_ocp.errors import ConfigError, unknown_keys
 from est_ocp.models.graph import RadiusGraph
 from est_ocp.models.interface import FairchemBackbone
+from est_ocp.models.layer_call import LayerCall
 from est_ocp.models.settings import (
     GraphSettings,
     GridUpdateSettings,
@@ -38,6 +39,8 @@ from est_ocp.nn import (
     TransformerBlock,
     init_weights,
 )
+from est_ocp.nn.edge_rotation import EdgeOrder, edge_order
+from est_ocp.nn.graph_attention import in_autocast_dtype
 
 #: Average number of neighbours in OC20's IS2RE 100k set at 5 A, EquiformerV2's normaliser.
 AVG_DEGREE = 23.395238876342773
@@ -74,6 +77,11 @@ class EquiformerV2Backbone(FairchemBackbone):
         False for energies alone.
     activation_checkpointing : bool
         Recompute layers in the backward pass: less memory, about a third more time.
+    compile_blocks : bool
+        Run frames, layers and the force head through ``torch.compile`` with dynamic shapes: in
+        training, and on GPUs also without gradients.
+    fused_kernels : bool
+        Use the Triton kernels where they apply (:mod:`est_ocp.nn.triton`).
     otf_graph : bool
         Build graphs on the fly (True), or use the data's ``edge_index``.
     """
@@ -100,6 +108,8 @@ class EquiformerV2Backbone(FairchemBackbone):
         direct_forces: bool = True,
         regress_forces: bool = True,
         activation_checkpointing: bool = False,
+        compile_blocks: bool = False,
+        fused_kernels: bool = True,
         otf_graph: bool = True,
         **unknown: Any,
     ) -> None:
@@ -112,8 +122,11 @@ class EquiformerV2Backbone(FairchemBackbone):
         self.max_num_elements = max_num_elements
         self.weight_init = weight_init
         self.activation_checkpointing = activation_checkpointing
+        self.call_layer = LayerCall(compile_blocks)
         self.record_gates = False
         self.regress_config = GradRegressConfig(direct_forces=direct_forces, forces=regress_forces)
+        # Conservative training differentiates twice, which fused kernels cannot.
+        self.fused_kernels = fused_kernels and not self.conservative
         self.graph_settings = from_mapping(GraphSettings, graph, "model.backbone.graph")
         self.message_settings = from_mapping(MessageSettings, message, "model.backbone.message")
         settings = from_mapping(self.update_settings, update, "model.backbone.update")
@@ -167,8 +180,14 @@ class EquiformerV2Backbone(FairchemBackbone):
             out_channels=out_channels,
             rule=s.activation_rule.build(self.lmax),
             alpha_drop=alpha_drop,
+            fused=self.fused_kernels,
             **degrees_out,
         )
+
+    @property
+    def conservative(self) -> bool:
+        """Whether forces are derivatives of the energy."""
+        return self.regress_config.forces and not self.regress_config.direct_forces
 
     def make_update(self, settings: Any) -> nn.Module:
         """Update block of one layer; called once a layer with the subclass's settings."""
@@ -181,12 +200,12 @@ class EquiformerV2Backbone(FairchemBackbone):
         -------
         dict
             ``node_embedding`` [N, (lmax+1)**2, C]; ``edge_index`` [2, E]; ``edge_scalars``
-            [E, B]; ``wigner`` [E, R, (lmax+1)**2]; ``atomic_numbers`` [N]; ``batch`` [N];
-            ``gates`` (:class:`est_ocp.nn.GateRecorder`) when a head asked for them.
+            [E, B]; ``wigner`` [E, R, (lmax+1)**2]; ``order`` (EdgeOrder or None);
+            ``atomic_numbers`` [N]; ``batch`` [N]; ``gates``
+            (:class:`est_ocp.nn.GateRecorder`) when a head asked for them.
         """
-        conservative = self.regress_config.forces and not self.regress_config.direct_forces
-        with torch.set_grad_enabled(conservative or torch.is_grad_enabled()):
-            if conservative:
+        with torch.set_grad_enabled(self.conservative or torch.is_grad_enabled()):
+            if self.conservative:
                 data.pos.requires_grad_(True)
             return self._embed(data)
 
@@ -196,17 +215,14 @@ class EquiformerV2Backbone(FairchemBackbone):
             self.check_elements(atomic_numbers)
         num_graphs = data.natoms.numel()
         graph = self.radius_graph(data)
-        edge_scalars = self.distance_basis(graph.distance)
-        wigner = self.edge_frame(graph.vec)
-
-        x = nn.functional.pad(
-            self.atom_embedding(atomic_numbers)[:, None], (0, 0, 0, (self.lmax + 1) ** 2 - 1)
-        )
-        x = x + self.edge_degree_embedding(
-            atomic_numbers, edge_scalars, graph.edge_index, wigner, len(atomic_numbers)
+        order = None
+        if self.fused_kernels and graph.vec.is_cuda:
+            order = edge_order(graph.edge_index, len(atomic_numbers))
+        x, edge_scalars, wigner = self.call_layer(
+            self._first_features, atomic_numbers, graph.edge_index, graph.vec, graph.distance, order
         )
         arguments = (
-            atomic_numbers, edge_scalars, graph.edge_index, wigner, data.batch, num_graphs
+            atomic_numbers, edge_scalars, graph.edge_index, wigner, data.batch, num_graphs, order
         )  # fmt: skip
         embedding: dict[str, Any] = {}
         if self.record_gates:
@@ -220,16 +236,37 @@ class EquiformerV2Backbone(FairchemBackbone):
             "edge_index": graph.edge_index,
             "edge_scalars": edge_scalars,
             "wigner": wigner,
+            "order": order,
             "atomic_numbers": atomic_numbers,
             "batch": data.batch,
         }
 
+    def _first_features(
+        self,
+        atomic_numbers: torch.Tensor,
+        edge_index: torch.Tensor,
+        vec: torch.Tensor,
+        distance: torch.Tensor,
+        order: EdgeOrder | None,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Node features before the first layer, radial basis, Wigner matrices."""
+        edge_scalars = self.distance_basis(distance)
+        wigner = self.edge_frame(vec)
+        x = nn.functional.pad(
+            self.atom_embedding(atomic_numbers)[:, None], (0, 0, 0, (self.lmax + 1) ** 2 - 1)
+        )
+        x = x + self.edge_degree_embedding(
+            atomic_numbers, edge_scalars, edge_index, wigner, len(atomic_numbers), order
+        )
+        return x, edge_scalars, in_autocast_dtype(wigner)
+
     def _run_blocks(self, x: torch.Tensor, *arguments: Any) -> torch.Tensor:
         recompute = self.activation_checkpointing and torch.is_grad_enabled()
         for block in self.blocks:
-            x = checkpoint(block, x, *arguments, use_reentrant=False) if recompute else block(
-                x, *arguments
-            )  # fmt: skip
+            if recompute:
+                x = checkpoint(self.call_layer, block, x, *arguments, use_reentrant=False)
+            else:
+                x = self.call_layer(block, x, *arguments)
         return x
 
 
@@ -246,8 +283,8 @@ class EquiformerV2EST(EquiformerV2Backbone):
         """EST update block."""
         options = dict(vars(settings))
         rule = options.pop("rule").build(self.lmax)
-        # Conservative training differentiates twice, which fused attention kernels cannot.
-        fused = self.regress_config.direct_forces or not self.regress_config.forces
+        # PyTorch's fused attention has no second derivative either.
+        fused = not self.conservative
         return ESTUpdateBlock(self.channels, self.lmax, rule, fused_attention=fused, **options)
 
 

@@ -86,6 +86,7 @@ class ForceHead(nn.Module, HeadInterface):
                 "ForceHead predicts forces directly; set model.backbone.direct_forces to true or "
                 "use est_ocp.models.ConservativeHead"
             )
+        self.call_layer = backbone.call_layer
         self.attention = backbone.make_attention(1, lmin_out=1, lmax_out=1, out_bias=False)
         init_weights(self, backbone.weight_init)
 
@@ -96,12 +97,14 @@ class ForceHead(nn.Module, HeadInterface):
 
     def forward(self, data, emb) -> dict[str, torch.Tensor]:
         """Return the forces of the batch's atoms."""
-        out = self.attention(
+        out = self.call_layer(
+            self.attention,
             emb["node_embedding"],
             emb["atomic_numbers"],
             emb["edge_scalars"],
             emb["edge_index"],
             emb["wigner"],
+            emb["order"],
         )
         return {"forces": out[:, :, 0].to(data.pos.dtype)}
 

@@ -9,8 +9,8 @@ from est_ocp.nn.coefficient_index import (
     degree_of_coefficient,
     truncation_rescale,
 )
+from est_ocp.nn.edge_rotation import EdgeOrder, sum_from_frames
 from est_ocp.nn.radial_mlp import ElementRadialMLP
-from est_ocp.nn.scatter import scatter_sum
 from est_ocp.sphere import ConstantBuffers
 
 
@@ -63,6 +63,7 @@ class EdgeDegreeEmbedding(ConstantBuffers):
         edge_index: torch.Tensor,
         wigner: torch.Tensor,
         num_nodes: int,
+        order: EdgeOrder | None = None,
     ) -> torch.Tensor:
         """Embed the neighbourhoods.
 
@@ -78,6 +79,8 @@ class EdgeDegreeEmbedding(ConstantBuffers):
             From :class:`est_ocp.nn.edge_frame.EdgeFrame`.
         num_nodes : int
             Number of nodes, N.
+        order : EdgeOrder, optional
+            Edges sorted by their ends: allows a fused kernel on GPUs.
 
         Returns
         -------
@@ -86,9 +89,8 @@ class EdgeDegreeEmbedding(ConstantBuffers):
         weights = self.radial(edge_scalars, atomic_numbers, edge_index)
         weights = weights.reshape(-1, self.lmax + 1, self.channels)
         # The rows of m = 0 come first in the order-major layout.
-        back = wigner[:, : self.lmax + 1].transpose(1, 2)
-        messages = torch.bmm(back.to(weights.dtype), weights)
-        return scatter_sum(messages, edge_index[1], num_nodes) * self.factors
+        rows = wigner[:, : self.lmax + 1].to(weights.dtype)
+        return sum_from_frames(weights, rows, edge_index, num_nodes, order) * self.factors
 
     def extra_repr(self) -> str:
         return f"channels={self.channels}, lmax={self.lmax}, rescale_factor={self.rescale_factor}"

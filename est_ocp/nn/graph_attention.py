@@ -15,9 +15,10 @@ from est_ocp.nn.coefficient_index import (
     frame_row_subset,
     truncation_rescale,
 )
+from est_ocp.nn.edge_rotation import EdgeOrder, rotate_to_frames, sum_from_frames
 from est_ocp.nn.radial_mlp import ElementRadialMLP
 from est_ocp.nn.s2_activation import SeparableS2Activation
-from est_ocp.nn.scatter import edge_softmax, scatter_sum
+from est_ocp.nn.scatter import edge_softmax
 from est_ocp.nn.so2_convolution import SO2Convolution
 from est_ocp.nn.so3_linear import SO3Linear
 from est_ocp.sphere import ConstantBuffers, SphereRule
@@ -62,6 +63,9 @@ class EquiformerV2Attention(ConstantBuffers):
         a force head takes 1 and 1.
     out_bias : bool
         Add a bias to the scalars of the output.
+    fused : bool
+        Let the S2 activation use its fused kernel on GPUs. It has no second derivative: switch
+        off when gradients of gradients are needed.
     """
 
     def __init__(
@@ -82,6 +86,7 @@ class EquiformerV2Attention(ConstantBuffers):
         lmin_out: int = 0,
         lmax_out: int | None = None,
         out_bias: bool = True,
+        fused: bool = True,
     ) -> None:
         super().__init__()
         lmax_out = lmax if lmax_out is None else lmax_out
@@ -94,12 +99,13 @@ class EquiformerV2Attention(ConstantBuffers):
         self.lmin_out = lmin_out
         self.lmax_out = lmax_out
 
+        self.extra_channels = [num_heads * alpha_channels, hidden_channels]
         self.first_convolution = SO2Convolution(
             2 * channels,
             hidden_channels,
             lmax,
             mmax,
-            extra_channels=num_heads * alpha_channels + hidden_channels,
+            extra_channels=sum(self.extra_channels),
         )
         self.radial = ElementRadialMLP(
             num_distance_basis,
@@ -107,7 +113,7 @@ class EquiformerV2Attention(ConstantBuffers):
             self.first_convolution.num_radial_weights,
             max_num_elements,
         )
-        self.activation = SeparableS2Activation(rule, lmax, mmax, mmax_out=lmax_out)
+        self.activation = SeparableS2Activation(rule, lmax, mmax, lmax_out, fused)
         self.second_convolution = SO2Convolution(
             hidden_channels,
             num_heads * value_channels,
@@ -140,6 +146,7 @@ class EquiformerV2Attention(ConstantBuffers):
         edge_scalars: torch.Tensor,
         edge_index: torch.Tensor,
         wigner: torch.Tensor,
+        order: EdgeOrder | None = None,
     ) -> torch.Tensor:
         """Attend.
 
@@ -155,6 +162,8 @@ class EquiformerV2Attention(ConstantBuffers):
             Row 0 sources, row 1 targets.
         wigner : Tensor [E, R, (lmax+1)**2]
             From :class:`est_ocp.nn.edge_frame.EdgeFrame`.
+        order : EdgeOrder, optional
+            Edges sorted by their ends: allows fused kernels on GPUs.
 
         Returns
         -------
@@ -162,23 +171,22 @@ class EquiformerV2Attention(ConstantBuffers):
             The update; nodes without edges get the bias alone.
         """
         num_nodes = x.shape[0]
-        source, target = edge_index[0], edge_index[1]
-        x = _in_autocast_dtype(x)
+        x = in_autocast_dtype(x)
         wigner = wigner.to(x.dtype)
 
-        messages = torch.cat((torch.bmm(wigner, x[source]), torch.bmm(wigner, x[target])), dim=2)
+        messages = rotate_to_frames(x, wigner, edge_index, order)
         radial = self.radial(edge_scalars, atomic_numbers, edge_index)
         messages, extra = self.first_convolution(messages, radial)
-        alpha = extra[:, : self.num_heads * self.alpha_channels]
-        gating = extra[:, self.num_heads * self.alpha_channels :]
+        alpha, gating = extra.split(self.extra_channels, dim=1)
         messages = self.activation(gating, messages)
         messages, _ = self.second_convolution(messages)
 
-        weights = self._attention_weights(alpha, target, num_nodes).to(messages.dtype)
+        weights = self._attention_weights(alpha, edge_index[1], num_nodes).to(messages.dtype)
         heads = messages.unflatten(2, (self.num_heads, self.value_channels))
         messages = (heads * weights[:, None, :, None]).flatten(2)
 
-        aggregated = scatter_sum(torch.bmm(self._back(wigner), messages), target, num_nodes)
+        back = self._rows_back(wigner)
+        aggregated = sum_from_frames(messages, back, edge_index, num_nodes, order)
         if self.rescale:
             aggregated = aggregated * self.factors
         return self.projection(aggregated)
@@ -194,19 +202,19 @@ class EquiformerV2Attention(ConstantBuffers):
             logits = (alpha * self.alpha_dot).sum(dim=-1)
             return self.alpha_dropout(edge_softmax(logits, target, num_nodes))
 
-    def _back(self, wigner: torch.Tensor) -> torch.Tensor:
-        """Inverse rotations [E, I_out, R_out] of the output's degrees."""
-        if not self.all_degrees_out:
-            first, last = self.lmin_out**2, (self.lmax_out + 1) ** 2
-            wigner = wigner[:, :, first:last].index_select(1, self.rows_out)
-        return wigner.transpose(1, 2)
+    def _rows_back(self, wigner: torch.Tensor) -> torch.Tensor:
+        """Rotations [E, R_out, I_out] of the output's degrees."""
+        if self.all_degrees_out:
+            return wigner
+        first, last = self.lmin_out**2, (self.lmax_out + 1) ** 2
+        return wigner[:, :, first:last].index_select(1, self.rows_out)
 
     def extra_repr(self) -> str:
         return f"num_heads={self.num_heads}, degrees out={self.lmin_out}..{self.lmax_out}"
 
 
-def _in_autocast_dtype(x: torch.Tensor) -> torch.Tensor:
-    """Cast once a node what autocast would otherwise cast once an edge."""
+def in_autocast_dtype(x: torch.Tensor) -> torch.Tensor:
+    """Cast to autocast's type where it is on: once a node, or a batch, and not at every use."""
     if x.dtype == torch.float32 and torch.is_autocast_enabled(x.device.type):
         return x.to(torch.get_autocast_dtype(x.device.type))
     return x

@@ -14,6 +14,7 @@ from est_ocp.nn.coefficient_index import (
     order_major_index,
     truncation_rescale,
 )
+from est_ocp.nn.triton.support import can_fuse
 from est_ocp.sphere import ConstantBuffers, SphereRule, spherical_harmonics
 
 
@@ -72,6 +73,9 @@ class SeparableS2Activation(ConstantBuffers):
         Degrees and orders of the features.
     mmax_out : int, optional
         Orders of the result, default ``mmax``.
+    fused : bool
+        Use the fused kernel on GPUs, which never writes the values at the points to memory. It
+        has no second derivative.
 
     Attributes
     ----------
@@ -80,12 +84,20 @@ class SeparableS2Activation(ConstantBuffers):
         Without the row of l = 0.
     """
 
-    def __init__(self, rule: SphereRule, lmax: int, mmax: int, mmax_out: int | None = None) -> None:
+    def __init__(
+        self,
+        rule: SphereRule,
+        lmax: int,
+        mmax: int,
+        mmax_out: int | None = None,
+        fused: bool = True,
+    ) -> None:
         super().__init__()
         check_degrees(lmax, mmax)
         self.rule_name = rule.name
         self.lmax = lmax
         self.mmax = mmax
+        self.fused = fused
         self.mmax_out = mmax if mmax_out is None else min(mmax, mmax_out)
         to_points, from_points = activation_matrices(rule, lmax, mmax)
         rows = order_major_index(lmax, mmax)
@@ -107,10 +119,19 @@ class SeparableS2Activation(ConstantBuffers):
         -------
         Tensor [E, R_out, C]
         """
-        values = functional.silu(torch.matmul(self.to_points_matrix.to(x.dtype), x))
-        tensors = torch.matmul(self.from_points_matrix.to(values.dtype), values)
+        tensors = self._on_points(x)
         gated = functional.silu(scalars).unsqueeze(1).to(tensors.dtype)
         return torch.cat((gated, tensors), dim=1)
+
+    def _on_points(self, x: torch.Tensor) -> torch.Tensor:
+        """Evaluate ``x`` [E, R, C], apply SiLU and project back: [E, R_out - 1, C]."""
+        to_points, from_points = self.to_points_matrix.to(x.dtype), self.from_points_matrix
+        if self.fused and can_fuse(x):
+            from est_ocp.nn.triton.silu_on_points import silu_on_points
+
+            return silu_on_points(x, to_points, from_points.to(x.dtype))
+        values = functional.silu(torch.matmul(to_points, x))
+        return torch.matmul(from_points.to(values.dtype), values)
 
     def extra_repr(self) -> str:
         return (

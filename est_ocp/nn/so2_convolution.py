@@ -109,6 +109,8 @@ class SO2Convolution(nn.Module):
         self.num_rows_out = self.degrees_out[0] + 2 * sum(self.degrees_out[1:])
         self.num_radial_weights = sum(features_in)
         self._features_in = features_in
+        self._features_out_0 = features_out[0]
+        self._rows_in = [self.degrees_in[0], *(2 * count for count in self.degrees_in[1:])]
 
         self.scalar_linear = nn.Linear(features_in[0], extra_channels + features_out[0])
         self.pair_linears = nn.ModuleList(
@@ -136,24 +138,22 @@ class SO2Convolution(nn.Module):
         """
         num_edges = x.shape[0]
         weights = None if radial is None else radial.split(self._features_in, dim=1)
+        # One split and not slices: its derivative writes the gradient of `x` in one piece.
+        rows = x[:, : self.num_rows_in].split(self._rows_in, dim=1)
 
-        scalars = x[:, : self.degrees_in[0]].reshape(num_edges, self._features_in[0])
+        scalars = rows[0].reshape(num_edges, self._features_in[0])
         if weights is not None:
             scalars = scalars * weights[0]
         scalars = self.scalar_linear(scalars)
-        extra = scalars[:, : self.extra_channels]
-        scalars = scalars[:, self.extra_channels :]
+        extra, scalars = scalars.split((self.extra_channels, self._features_out_0), dim=1)
         outputs = [scalars.reshape(num_edges, self.degrees_out[0], self.out_channels)]
 
-        start = self.degrees_in[0]
         for order, linear in enumerate(self.pair_linears, start=1):
-            stop = start + 2 * self.degrees_in[order]
-            pair = x[:, start:stop].reshape(num_edges, 2, self._features_in[order])
+            pair = rows[order].reshape(num_edges, 2, self._features_in[order])
             if weights is not None:
                 pair = pair * weights[order].unsqueeze(1)
             pair = linear(pair.reshape(num_edges, 2 * self._features_in[order]))
             outputs.append(pair.reshape(num_edges, 2 * self.degrees_out[order], self.out_channels))
-            start = stop
         return torch.cat(outputs, dim=1), extra
 
     def extra_repr(self) -> str:

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from est_ocp.nn.drop import EquivariantDropout, GraphDropPath
+from est_ocp.nn.edge_rotation import EdgeOrder
 from est_ocp.nn.layer_norm import EquivariantLayerNorm
 
 
@@ -17,7 +18,8 @@ class TransformerBlock(nn.Module):
     Parameters
     ----------
     attention : Module
-        Message block, called with (x, atomic_numbers, edge_scalars, edge_index, wigner).
+        Message block, called with (x, atomic_numbers, edge_scalars, edge_index, wigner,
+        order).
     update : Module
         Update block, called with (x, batch, num_graphs).
     lmax, channels : int
@@ -54,6 +56,7 @@ class TransformerBlock(nn.Module):
         wigner: torch.Tensor,
         batch: torch.Tensor,
         num_graphs: int,
+        order: EdgeOrder | None = None,
     ) -> torch.Tensor:
         """Return the features after the layer.
 
@@ -70,8 +73,12 @@ class TransformerBlock(nn.Module):
         batch : Tensor [N], int64
             Graph of every node.
         num_graphs : int
+        order : EdgeOrder, optional
+            Edges sorted by their ends: allows fused kernels on GPUs.
         """
-        message = self.attention(self.norm_1(x), atomic_numbers, edge_scalars, edge_index, wigner)
+        message = self.attention(
+            self.norm_1(x), atomic_numbers, edge_scalars, edge_index, wigner, order
+        )
         x = x + self.proj_drop(self.drop_path(message, batch, num_graphs))
         update = self.update(self.norm_2(x), batch, num_graphs)
         return x + self.proj_drop(self.drop_path(update, batch, num_graphs))

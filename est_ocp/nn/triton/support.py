@@ -1,0 +1,28 @@
+"""When the fused kernels can run, and in what precision."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import torch
+
+#: Triton's matrix products want blocks of at least this many rows and columns.
+SMALLEST_BLOCK = 16
+
+
+def can_fuse(x: torch.Tensor) -> bool:
+    """Whether the fused kernels apply to a tensor.
+
+    They need Triton and a CUDA tensor in half precision, or in float32 where TF32 matrix products
+    are allowed: their products run on tensor cores.
+    """
+    if not x.is_cuda or importlib.util.find_spec("triton") is None:
+        return False
+    if x.dtype in (torch.bfloat16, torch.float16):
+        return True
+    return x.dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32
+
+
+def block_size(size: int) -> int:
+    """Smallest power of two that holds `size` and that Triton's products accept."""
+    return max(SMALLEST_BLOCK, 1 << (size - 1).bit_length())

@@ -1,0 +1,59 @@
+"""Edge rotations: the reference, and the order of edges that the fused kernels take."""
+
+from __future__ import annotations
+
+import torch
+
+from est_ocp.nn.edge_rotation import edge_order, rotate_to_frames, sum_from_frames
+from est_ocp.nn.triton.support import block_size, can_fuse
+
+NODES, EDGES, ROWS, COEFFICIENTS, CHANNELS = 6, 17, 5, 9, 3
+
+
+def _graph() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    # The last node has no edges.
+    edge_index = torch.randint(0, NODES - 1, (2, EDGES), generator=generator)
+    wigner = torch.randn(EDGES, ROWS, COEFFICIENTS, generator=generator, dtype=torch.float64)
+    x = torch.randn(NODES, COEFFICIENTS, CHANNELS, generator=generator, dtype=torch.float64)
+    return edge_index, wigner, x
+
+
+def test_edge_order_lists_every_edge_under_its_nodes():
+    edge_index, _, _ = _graph()
+    permutation, offsets = edge_order(edge_index, NODES)
+    assert offsets.shape == (2, NODES + 1)
+    for end in range(2):
+        for node in range(NODES):
+            mine = permutation[end, offsets[end, node] : offsets[end, node + 1]]
+            assert mine.tolist() == torch.where(edge_index[end] == node)[0].tolist()
+
+
+def test_edge_order_of_no_edges():
+    permutation, offsets = edge_order(torch.empty(2, 0, dtype=torch.long), 3)
+    assert permutation.shape == (2, 0)
+    assert offsets.tolist() == [[0] * 4] * 2
+
+
+def test_rotation_edge_by_edge():
+    edge_index, wigner, x = _graph()
+    out = rotate_to_frames(x, wigner, edge_index)
+    for edge, (source, target) in enumerate(edge_index.T.tolist()):
+        torch.testing.assert_close(out[edge, :, :CHANNELS], wigner[edge] @ x[source])
+        torch.testing.assert_close(out[edge, :, CHANNELS:], wigner[edge] @ x[target])
+
+
+def test_sum_edge_by_edge():
+    edge_index, wigner, _ = _graph()
+    messages = torch.randn(EDGES, ROWS, CHANNELS, dtype=torch.float64)
+    out = sum_from_frames(messages, wigner, edge_index, NODES)
+    expected = torch.zeros(NODES, COEFFICIENTS, CHANNELS, dtype=torch.float64)
+    for edge, target in enumerate(edge_index[1].tolist()):
+        expected[target] += wigner[edge].T @ messages[edge]
+    torch.testing.assert_close(out, expected)
+    assert not out[NODES - 1].any()
+
+
+def test_kernels_are_for_gpus():
+    assert not can_fuse(torch.zeros(1))
+    assert [block_size(n) for n in (1, 16, 17, 110)] == [16, 16, 32, 128]
