@@ -1,0 +1,1 @@
+"""Parts of the study ``scripts/studies/is2re_adsorption.py``."""
