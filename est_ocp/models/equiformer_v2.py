@@ -77,9 +77,11 @@ class EquiformerV2Backbone(FairchemBackbone):
         False for energies alone.
     activation_checkpointing : bool
         Recompute layers in the backward pass: less memory, about a third more time.
-    compile_blocks : bool
-        Run frames, layers and the force head through ``torch.compile`` with dynamic shapes: in
-        training, and on GPUs also without gradients.
+    compile_layers : {"never", "training", "always"}
+        Compile frames, layers and the force head on GPUs, see
+        :class:`est_ocp.models.layer_call.LayerCall`.
+    memory_budget : float
+        Share of the activations that compiled layers keep for the backward pass.
     fused_kernels : bool
         Use the Triton kernels where they apply (:mod:`est_ocp.nn.triton`).
     otf_graph : bool
@@ -108,7 +110,8 @@ class EquiformerV2Backbone(FairchemBackbone):
         direct_forces: bool = True,
         regress_forces: bool = True,
         activation_checkpointing: bool = False,
-        compile_blocks: bool = False,
+        compile_layers: str = "never",
+        memory_budget: float = 1.0,
         fused_kernels: bool = True,
         otf_graph: bool = True,
         **unknown: Any,
@@ -122,7 +125,7 @@ class EquiformerV2Backbone(FairchemBackbone):
         self.max_num_elements = max_num_elements
         self.weight_init = weight_init
         self.activation_checkpointing = activation_checkpointing
-        self.call_layer = LayerCall(compile_blocks)
+        self.call_layer = LayerCall(compile_layers, memory_budget)
         self.record_gates = False
         self.regress_config = GradRegressConfig(direct_forces=direct_forces, forces=regress_forces)
         # Conservative training differentiates twice, which fused kernels cannot.

@@ -6,27 +6,55 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch._functorch import config as functorch_config
+
+from est_ocp.errors import ConfigError
+
+#: When layers are compiled.
+MODES = ("never", "training", "always")
 
 
 class LayerCall:
-    """Call layers as they are or compiled with dynamic shapes.
-
-    On a CPU without gradients nothing is compiled: a few evaluations would not pay for it.
+    """Call layers as they are or, on GPUs, compiled with dynamic shapes.
 
     Parameters
     ----------
-    compiled : bool
-        Whether to compile.
+    mode : {"never", "training", "always"}
+        When to compile: where gradients are computed, or without them too. The first call of each
+        kind takes a minute or two.
+    memory_budget : float
+        Share of the activations that a compiled layer keeps for its backward pass, 0 to 1; the
+        others are computed again.
+
+    Raises
+    ------
+    ConfigError
+        If the mode is unknown or the budget is not in 0..1.
     """
 
-    def __init__(self, compiled: bool) -> None:
-        self.compiled = compiled
+    def __init__(self, mode: str = "never", memory_budget: float = 1.0) -> None:
+        if mode not in MODES:
+            raise ConfigError(
+                f"model.backbone.compile_layers must be one of {', '.join(MODES)}, not '{mode}'"
+            )
+        if not 0.0 <= memory_budget <= 1.0:
+            raise ConfigError(
+                f"model.backbone.memory_budget must lie in 0..1, got {memory_budget:g}"
+            )
+        self.mode = mode
+        self.memory_budget = memory_budget
 
     def __call__(self, layer: Callable[..., Any], *arguments: Any) -> Any:
         """Return ``layer(*arguments)``; the first argument is a tensor."""
-        if self.compiled and (torch.is_grad_enabled() or arguments[0].is_cuda):
+        if not self._wanted(arguments[0].device):
+            return layer(*arguments)
+        with functorch_config.patch(activation_memory_budget=self.memory_budget):
             return _compiled(layer, *arguments)
-        return layer(*arguments)
+
+    def _wanted(self, device: torch.device) -> bool:
+        if device.type != "cuda" or self.mode == "never":
+            return False
+        return self.mode == "always" or torch.is_grad_enabled()
 
 
 def _call(layer: Callable[..., Any], *arguments: Any) -> Any:

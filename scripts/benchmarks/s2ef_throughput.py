@@ -86,7 +86,7 @@ def measure(
     torch.backends.cuda.matmul.allow_tf32 = tf32
     torch.backends.cudnn.allow_tf32 = tf32
     if hasattr(model.backbone, "call_layer"):
-        model.backbone.call_layer.compiled = "compile" in setting.options
+        model.backbone.call_layer.mode = "always" if "compile" in setting.options else "never"
     data = [b.to(device) for b in batches(setting.batch, NUM_BATCHES, seed=1)]
     atoms = statistics.mean(int(b.natoms.sum()) for b in data)
     autocast = torch.autocast(
