@@ -69,12 +69,15 @@ def run(arguments: argparse.Namespace) -> int:
     from est_ocp.relaxation.folder import RelaxationFolder
     from est_ocp.relaxation.structures import load_all, open_source
 
-    relaxer_of = _relaxer(arguments, torch.cuda.is_available())
+    relaxer = _relaxer(arguments, torch.cuda.is_available())
     sources = [open_source(path) for path in arguments.inputs]
     structures = load_all(sources)
     out = Path(arguments.out or f"{sources[0].name}_relaxed")
     folder = RelaxationFolder(out, _settings(arguments), _part(arguments.part))
-    rows = _relax(relaxer_of(folder), folder, structures)
+    if arguments.trajectories:
+        relaxer.trajectories = out / "trajectories"
+        relaxer.trajectories.mkdir(exist_ok=True)
+    rows = _relax(relaxer, folder, structures)
     print(_summary(rows, len(structures), out))
     if len(rows) == len(structures):
         _save_splits(sources, structures, rows, out, arguments.checkpoint)
@@ -82,31 +85,22 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _relaxer(arguments: argparse.Namespace, has_gpu: bool) -> Any:
-    """Load the checkpoint; return the function that makes the relaxer of a results folder."""
+    """Check the settings and load the checkpoint."""
     from est_ocp.evaluation import load_unit
     from est_ocp.relaxation import BatchedRelaxer, BatchEvaluator
 
     device = arguments.device or ("cuda" if has_gpu else "cpu")
     if device == "cuda" and not has_gpu:
         raise ConfigError("there is no GPU that torch can use; take --device cpu")
-    evaluate = BatchEvaluator(load_unit(arguments.checkpoint, device=device), arguments.dataset)
-
-    def made(folder: Any) -> BatchedRelaxer:
-        trajectories = folder.path / "trajectories" if arguments.trajectories else None
-        relaxer = BatchedRelaxer(
-            evaluate,
-            arguments.optimizer,
-            arguments.fmax,
-            arguments.steps,
-            arguments.batch_size,
-            arguments.maxstep,
-            trajectories,
-        )
-        if trajectories is not None:
-            trajectories.mkdir(exist_ok=True)
-        return relaxer
-
-    return made
+    unit = load_unit(arguments.checkpoint, device=device)
+    return BatchedRelaxer(
+        BatchEvaluator(unit, arguments.dataset),
+        arguments.optimizer,
+        arguments.fmax,
+        arguments.steps,
+        arguments.batch_size,
+        arguments.maxstep,
+    )
 
 
 def _settings(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from tests.relaxation.checkpoints import is2re_records, write_is2re
 
 TEXT = (Path(__file__).parents[2] / "docs" / "use.md").read_text()
 PYTHON = re.findall(r"```python\n(.*?)```", TEXT, flags=re.DOTALL)
-COMMANDS = re.findall(r"est-ocp relax [^\n`&]*--out [^\n`&]*", TEXT)
+COMMANDS = re.findall(r"est-ocp (?:relax|submission) [^\n`&]*--out [^\n`&]*", TEXT)
 
 
 def test_the_code(s2ef, capsys):
@@ -41,14 +41,21 @@ def test_the_commands(s2ef, tmp_path, monkeypatch, capsys):
     ase.io.write("surface.cif", slab("Pd"))
     for split in ("val_id", "val_ood_ads"):
         write_is2re(tmp_path / "is2re" / split, is2re_records(2))
-    assert len(COMMANDS) == 4
+    records = is2re_records(4, labels=False)
+    for split, record in zip(("id", "ood_ads", "ood_cat", "ood_both"), records, strict=True):
+        write_is2re(tmp_path / "is2re" / f"test_{split}", [record])
+    assert len(COMMANDS) == 6
     for command in COMMANDS:
         words = shlex.split(command.replace("runs/ID", str(s2ef)))
-        assert main([*words[1:], "--steps", "1", "--device", "cpu"]) == 0, command
+        quick = ["--steps", "1", "--device", "cpu"] if words[1] == "relax" else []
+        assert main([*words[1:], *quick]) == 0, command
     assert len(Trajectory("relaxed/relaxed.traj")) == 5
     assert len(Trajectory("shared/relaxed.traj")) == 3
     assert Path("relaxed/summary.csv").is_file()
     assert len(SplitPredictions.load("is2re_relaxed/val_ood_ads.npz")) == 2
+    with np.load("is2re_submission.npz") as file:
+        sids = [int(file[f"{split}_ids"][0]) for split in ("id", "ood_ads", "ood_cat", "ood_both")]
+    assert sids == [record["sid"] for record in records]
 
 
 def test_the_table_names_every_option(capsys):

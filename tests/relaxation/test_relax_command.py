@@ -221,7 +221,8 @@ def _error(words, capsys) -> str:
     return lines[0]
 
 
-def test_errors_are_one_sentence(s2ef, is2re, split, relaxed, tmp_path, capsys):
+def test_errors_are_one_sentence(s2ef, is2re, split, relaxed, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     ase.io.write(tmp_path / "water.xyz", water())
     (tmp_path / "bad.cif").write_text("nothing\n")
     (tmp_path / "empty").mkdir()
@@ -242,6 +243,7 @@ def test_errors_are_one_sentence(s2ef, is2re, split, relaxed, tmp_path, capsys):
     ]
     for words, message in cases:
         assert message in _error(words, capsys)
+    assert not list(tmp_path.glob("*_relaxed"))
 
 
 def test_a_changed_input_does_not_go_on(s2ef, tmp_path, capsys):
