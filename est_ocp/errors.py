@@ -9,6 +9,14 @@ from collections.abc import Iterable
 class ESTError(Exception):
     """Base class of every error that est-ocp raises on purpose."""
 
+    def __init__(self, *args: object) -> None:
+        # torch raises an error of a loader's worker anew, with the worker's traceback for a
+        # message; the sentence stands at its end.
+        text = args[0] if args else None
+        if isinstance(text, str) and text.startswith("Caught ") and "\nOriginal Trace" in text:
+            args = (text.strip().rpartition(f"{type(self).__name__}: ")[2],)
+        super().__init__(*args)
+
 
 class ConfigError(ESTError, ValueError):
     """A configuration key or value that cannot be used."""

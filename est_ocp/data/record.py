@@ -14,6 +14,9 @@ from est_ocp.errors import DataError
 #: Cells below this volume (cubic Angstrom) have no usable periodic images.
 MIN_CELL_VOLUME = 1e-3
 
+#: OC20's tags: below the surface, surface, adsorbate. IS2RE models embed them.
+TAGS = (0, 1, 2)
+
 #: Names of the labels, newest first: OC20's files changed them over the years.
 ENERGY_NAMES = {"s2ef": ("energy", "y"), "is2re": ("y_relaxed", "energy_relaxed", "energy")}
 FORCE_NAMES = ("forces", "force")
@@ -90,6 +93,7 @@ def to_atomic_data(
     )
     data.sample_id = torch.tensor([index])
     if task == "is2re":
+        _check_tags(data.tags, where)
         initial = _label(fields, ("y_init",), (1,), where)
         relaxed = _label(fields, ("pos_relaxed",), (count, 3), where)
         if initial is not None:
@@ -205,6 +209,15 @@ def _per_atom(fields: Mapping[str, Any], name: str, count: int, where: str) -> t
             "remove or repair the record"
         )
     return values
+
+
+def _check_tags(tags: torch.Tensor, where: str) -> None:
+    wrong = sorted(set(tags.tolist()) - set(TAGS))
+    if wrong:
+        raise DataError(
+            f"{where} has tags {wrong}, where OC20 has 0 (below the surface), 1 (surface) and 2 "
+            "(adsorbate); correct them, or leave 'tags' out: all are then 0"
+        )
 
 
 def identifier(fields: Mapping[str, Any], task: str, index: int, where: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Any
 
 from fairchem.core.units.mlip_unit.mlip_unit import Task
 
@@ -20,13 +20,18 @@ class _VectorName(str):
         return text == "forces" or (isinstance(text, str) and str.__contains__(self, text))
 
 
-@dataclass
-class VectorTask(Task):
+class VectorTask:
     """fairchem's ``Task`` for targets [N, 3] by atom that are not called forces.
 
-    The stock class fails on them: in ``get_output_mask`` a mask [N] meets one of [N, 3]. Parameters
-    as for ``Task``.
+    The stock class fails on them: in ``get_output_mask`` a mask [N] meets one of [N, 3]. This one
+    is no dataclass, because Hydra turns dataclasses in lists into plain configs.
+
+    Parameters
+    ----------
+    **options
+        Those of ``Task``, which become attributes.
     """
 
-    def __post_init__(self) -> None:
+    def __init__(self, **options: Any) -> None:
+        vars(self).update(vars(Task(**options)))
         self.name = _VectorName(self.name)

@@ -96,6 +96,15 @@ def test_is2re(tmp_path):
     assert "forces" not in sample
 
 
+@pytest.mark.parametrize("tag", [3, -1])
+def test_is2re_models_embed_tags_so_they_are_checked(tmp_path, tag):
+    record = make_record(3, labelled=False)
+    record["tags"][1] = tag
+    with pytest.raises(DataError, match=rf"record 0 of .* has tags \[{tag}\], where OC20 has"):
+        one(tmp_path, pickle.dumps(record), task="is2re")
+    assert tag in one(tmp_path, pickle.dumps(record), task="s2ef").tags
+
+
 def test_test_split_without_labels(tmp_path):
     write_oc20_lmdb(tmp_path / "s2ef", [make_record(1, labelled=False)])
     write_oc20_lmdb(tmp_path / "is2re", [make_record(1, labelled=False)], task="is2re")

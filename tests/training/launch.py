@@ -14,10 +14,15 @@ from fairchem.core.common import distutils
 from hydra.core.global_hydra import GlobalHydra
 
 from est_ocp.data import load_demo_frames, write_oc20_lmdb
+from est_ocp.data.demo_splits import TEST_SPLITS, relaxation_records, unlabelled_records
 from est_ocp.data.frames import SPLITS
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 DEBUG = CONFIGS / "s2ef" / "debug.yml"
+DEBUG_IS2RE = CONFIGS / "is2re" / "debug.yml"
+
+#: Overrides that add the auxiliary task IS2RS to the smallest IS2RE model.
+IS2RS = ("tasks=is2re_is2rs", "model/heads=energy_position", "model.backbone.lmax_out=1")
 
 #: Frames of the embedded set that the tiny set takes from each split.
 TRAIN_FRAMES, VAL_FRAMES = 24, 5
@@ -30,6 +35,21 @@ def write_tiny_data(folder: Path) -> Path:
         count = TRAIN_FRAMES if split == "train" else VAL_FRAMES
         records = list(frames.of_split(split).records())
         write_oc20_lmdb(folder / split, records[:: len(records) // count][:count])
+    return folder
+
+
+def write_tiny_is2re(folder: Path) -> Path:
+    """Write IS2RE files as OC20 has them, one ``is2re/<split>/data.lmdb`` a split."""
+    frames = load_demo_frames()
+    for split in SPLITS:
+        count = TRAIN_FRAMES if split == "train" else VAL_FRAMES
+        records = list(relaxation_records(frames.of_split(split)))
+        chosen = records[:: len(records) // count][:count]
+        write_oc20_lmdb(folder / "is2re" / split, chosen, task="is2re")
+    for split in TEST_SPLITS:
+        labelled = frames.of_split(split.replace("test", "val"))
+        records = list(unlabelled_records(labelled, with_fid=False))[:VAL_FRAMES]
+        write_oc20_lmdb(folder / "is2re" / split, records, task="is2re")
     return folder
 
 
