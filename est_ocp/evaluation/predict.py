@@ -80,12 +80,13 @@ class PredictRunner(Runner):
 
     def run(self) -> list[str]:
         """Predict and save; return the names of the splits that were not there yet."""
-        share_cores()
         if self.job_config.scheduler.mode == SchedulerType.LOCAL:
             # fairchem's handlers would save the runner's state, of which there is none, and end
             # the process as if all had gone well.
             signal.signal(signal.SIGINT, signal.default_int_handler)
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        threads = torch.get_num_threads()
+        _set_threads()
         try:
             return self._run()
         except ESTError as error:
@@ -93,6 +94,8 @@ class PredictRunner(Runner):
             if self.error_file is None:
                 raise plain from None
             _leave(Path(self.error_file), str(plain))
+        finally:
+            torch.set_num_threads(threads)
 
     def _run(self) -> list[str]:
         folder = Path(self.output_dir or Path(self.job_config.metadata.results_dir) / "predictions")
@@ -212,6 +215,17 @@ def without_worker_traceback(error: ESTError) -> ESTError:
         return error
     mark = f".{type(error).__name__}: "
     return type(error)(text.rpartition(mark)[2].strip() if mark in text else text)
+
+
+def _set_threads() -> None:
+    """Use as many threads with any number of ranks: sums depend on how threads share them.
+
+    On a processor that is one, or OMP_NUM_THREADS; more ranks make it quicker.
+    """
+    if distutils.get_device_for_local_rank().startswith("cpu"):
+        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or 1))
+    else:
+        share_cores()
 
 
 def _every(count: int, batch_size: int) -> Iterator[slice]:

@@ -68,6 +68,7 @@ def published_text(results: Results) -> str:
 def _cells(row: dict[str, Any], column: Column) -> list[str]:
     """Return a row's values by split as published, and their mean; dashes if not known."""
     values = [row.get(split, {}).get(column.name) for split in _WHERE]
+    texts = ["-" if v is None else str(v) for v in values]
     if values[-1] is None and None not in values[:-1]:
-        values[-1] = round(float(np.mean(values[:-1])), column.digits)
-    return ["-" if v is None else f"{v:g}" for v in values]
+        texts[-1] = f"{np.mean(values[:-1]):.{column.digits}f}"
+    return texts
