@@ -66,7 +66,7 @@ def check_energy_kind(sample: SplitSample) -> Check:
     if total.mean() >= 0.5:
         found += (
             f"; they are total energies ({figures['median_size_per_atom']:.1f} eV an atom"
-            + (f"; composition explains {100 * r2:.0f}%" if r2 is not None else "")
+            + (f"; composition explains {100 * r2:.0f}%" if r2 is not None and r2 > 0.5 else "")
             + ")"
         )
         remedy = (

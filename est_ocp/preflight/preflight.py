@@ -98,9 +98,14 @@ def check_split(sample: SplitSample, config: RunConfig) -> Iterator[Check]:
     yield data_checks.check_free_atoms(sample, config)
     yield data_checks.check_tags(sample, config)
     if "energy" in config.tasks:
-        yield label_checks.check_energy_kind(sample)
+        kind = label_checks.check_energy_kind(sample)
+        yield kind
         if sample.split.role == "train":
-            yield label_checks.check_energy_normalizer(sample, config)
+            if kind.status is Status.FAIL:
+                # Wrong labels must not lead anybody to fit the normaliser to them.
+                yield Check("energy normaliser", Status.SKIP, "the energy labels come first")
+            else:
+                yield label_checks.check_energy_normalizer(sample, config)
     yield from label_checks.check_forces(sample, config)
 
 
