@@ -89,9 +89,12 @@ def parity(splits: Mapping[str, SplitPredictions], path: Path) -> None:
     rng = np.random.default_rng(0)
     rows = 1 + any(p.forces is not None for p in splits.values())
     figure, axes = plt.subplots(
-        rows, len(splits), figsize=(2.5 * len(splits) + 0.3, 2.7 * rows + 0.4), layout="constrained",
+        rows,
+        len(splits),
+        figsize=(2.5 * len(splits) + 0.3, 2.7 * rows + 0.4),
+        layout="constrained",
         squeeze=False,
-    )  # fmt: skip
+    )
     for column, (name, predictions) in enumerate(splits.items()):
         for row, (label, prediction, what) in enumerate(_parity_pairs(predictions)):
             ax = axes[row, column]

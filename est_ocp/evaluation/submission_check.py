@@ -72,16 +72,15 @@ def check_submission(
     try:
         # The stream stays open: numpy reads each array when it is asked for.
         with np.load(path, allow_pickle=False) as file:
-            if not hasattr(file, "files"):
-                raise DataError(f"{name} is a single array, not an npz archive of several")
             task = _task(name, file.files)
             found = {}
             for split in SPLITS:
                 index = (indexes or {}).get(split)
                 found[split] = _check_split(name, split, _Arrays(name, file, split), task, index)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
         if isinstance(error, DataError):
             raise
+        # A single array (npy) is no context manager: a TypeError.
         raise DataError(f"{name} is not a readable npz archive ({error})") from None
     kinds = {summary.forces for summary in found.values()} - {"either", "none"}
     if len(kinds) > 1:

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from tests.training.fixtures import tiny_data, tiny_run
+from tests.training.fixtures import tiny_data, tiny_is2re, tiny_is2re_run, tiny_run
 
-__all__ = ["tiny_data", "tiny_run"]
+__all__ = ["tiny_data", "tiny_is2re", "tiny_is2re_run", "tiny_run"]

@@ -7,8 +7,18 @@ import pytest
 import torch
 from fairchem.core.units.mlip_unit import _metrics as fairchem_metrics
 
-from est_ocp.errors import DataError
-from est_ocp.evaluation import SplitPredictions, mean_row, s2ef_metrics, trivial_predictions
+from est_ocp.errors import CheckpointError, DataError
+from est_ocp.evaluation import (
+    SplitPredictions,
+    is2re_metrics,
+    mean_row,
+    metrics_of,
+    s2ef_metrics,
+    task_of,
+    trivial_predictions,
+)
+from est_ocp.evaluation.predictions import read_stamp
+from est_ocp.evaluation.published import SPLITS, published, published_text
 from est_ocp.evaluation.results import Results
 
 
@@ -128,4 +138,85 @@ def test_the_mean_row_and_the_order_of_the_splits(predictions):
     assert results.model["val_id"] == results.trivial["val_id"]
     text = results.text()
     assert text.count("trivial predictor") == 3
-    assert f"{results.model['mean']['forces_mae']:.4f}" in text
+    assert f"{1000 * results.model['mean']['forces_mae']:.2f}" in text
+    assert "force MAE (meV/Å)" in text
+    assert Results.of(splits).trivial == {}
+
+
+@pytest.fixture
+def relaxed(predictions):
+    """The same predictions as those of an IS2RE model."""
+    return SplitPredictions(**{**vars(predictions), "forces": None, "forces_label": None})
+
+
+def test_is2re_metrics_by_hand(relaxed):
+    assert relaxed.task == "is2re"
+    assert is2re_metrics(relaxed) == pytest.approx(
+        {"energy_mae": (0.01 + 0.019 + 0.021 + 0.5) / 5, "ewt": 3 / 5}
+    )
+    assert metrics_of(relaxed) == is2re_metrics(relaxed)
+    with pytest.raises(DataError, match="no forces"):
+        s2ef_metrics(relaxed)
+    free = relaxed.free_atoms_only()
+    assert free.forces is None
+    assert is2re_metrics(free) == is2re_metrics(relaxed)
+
+
+def test_is2re_files_have_no_forces(relaxed, tmp_path):
+    relaxed.save(tmp_path / "val_id.npz", stamp={"a": [1, None]})
+    assert read_stamp(tmp_path / "val_id.npz") == {"a": [1, None]}
+    again = SplitPredictions.load(tmp_path / "val_id.npz")
+    assert again.forces is None
+    np.testing.assert_array_equal(again.energy, relaxed.energy)
+    with np.load(tmp_path / "val_id.npz") as file:
+        assert not {"forces", "chunk_idx"} & set(file.files)
+    whole = (tmp_path / "val_id.npz").read_bytes()
+    (tmp_path / "val_id.npz").write_bytes(whole[: len(whole) // 2])
+    assert read_stamp(tmp_path / "val_id.npz") is None
+    assert read_stamp(tmp_path / "nothing.npz") is None
+
+
+def test_tasks_are_not_mixed(predictions, relaxed):
+    with pytest.raises(DataError, match="different tasks"):
+        Results.of({"val_id": predictions, "val_ood_ads": relaxed})
+
+
+@pytest.mark.parametrize(
+    ("names", "task"),
+    [
+        (["energy", "forces"], "s2ef"),
+        (["energy", "forces", "expert_balance"], "s2ef"),
+        (["energy"], "is2re"),
+        (["energy", "position_delta"], "is2re"),
+    ],
+)
+def test_the_task_of_a_checkpoint(names, task):
+    assert task_of([{"name": name} for name in names]) == task
+
+
+def test_a_checkpoint_without_energies_serves_no_task():
+    with pytest.raises(CheckpointError, match="no task 'energy'"):
+        task_of([{"name": "forces"}])
+
+
+@pytest.mark.parametrize("task", ["s2ef", "is2re"])
+def test_published_figures_have_sources_and_stand_beside_ours(task, predictions, relaxed):
+    rows = published(task)
+    for row in rows:
+        assert row["source"].startswith("arXiv ")
+        assert 2020 <= row["year"] <= 2026
+        assert row["set"] in ("val", "unstated")
+        assert any(row.get(split) for split in (*SPLITS, "mean"))
+    est = [row for row in rows if row["model"].startswith("EST")]
+    assert {r["mean"]["energy_mae_meV"] for r in est if "energy_mae_meV" in r.get("mean", {})} == (
+        {229} if task == "s2ef" else set()
+    )
+    one = predictions if task == "s2ef" else relaxed
+    results = Results.of({f"val_{split}": one for split in SPLITS})
+    text = published_text(results)
+    own = next(line for line in text.splitlines() if line.startswith("this checkpoint"))
+    assert own.count(f"{1000 * results.model['mean']['energy_mae']:.1f}") == 5
+    assert "OC20's own splits" in text
+    few = published_text(Results.of({"val_id": one}))
+    own = next(line for line in few.splitlines() if line.startswith("this checkpoint"))
+    assert own.split()[-4:] == ["-"] * 4

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import ase
 import hydra
 import numpy as np
@@ -15,12 +12,13 @@ from fairchem.core import FAIRChemCalculator
 from est_ocp.cli.config import resolve
 from est_ocp.cli.evaluate import evaluate
 from est_ocp.data import OC20LmdbDataset
-from est_ocp.errors import CheckpointError
+from est_ocp.errors import CheckpointError, DataError
 from est_ocp.evaluation import SplitPredictions, find_inference_checkpoint, load_unit
 from est_ocp.evaluation.checkpoint import quiet, read_checkpoint, run_dir_of
-from est_ocp.evaluation.predict import merge, split_names
+from est_ocp.evaluation.predict import merge, without_worker_traceback
+from est_ocp.evaluation.split_data import split_names
 from tests.tolerances import TOL
-from tests.training.launch import CONFIGS, DEBUG, run_command
+from tests.training.launch import CONFIGS
 
 
 @pytest.fixture(scope="module")
@@ -98,24 +96,28 @@ def test_the_run_s_own_evaluation_agrees(predicted, tiny_run):
         )
 
 
-def test_merging_drops_repeats_and_sorts():
+def test_merging_joins_the_ranks_in_the_order_of_the_files():
     def part(samples):
         return {
-            "sample": [np.array(samples)],
-            "ids": [np.array([f"s{s}" for s in samples])],
-            "natoms": [np.array([s + 1 for s in samples])],
-            "energy": [np.array([float(s) for s in samples])],
-            "energy_label": [np.array([float(s) for s in samples])],
-            "forces": [np.concatenate([np.full((s + 1, 3), s) for s in samples])],
-            "forces_label": [np.concatenate([np.full((s + 1, 3), s) for s in samples])],
-            "fixed": [np.concatenate([np.zeros(s + 1, bool) for s in samples])],
+            "sample": np.array(samples),
+            "ids": np.array([f"s{s}" for s in samples]),
+            "natoms": np.array([s + 1 for s in samples]),
+            "energy": np.array([float(s) for s in samples]),
+            "energy_label": np.array([float(s) for s in samples]),
+            "forces": np.concatenate([np.full((s + 1, 3), s) for s in samples]),
+            "forces_label": np.concatenate([np.full((s + 1, 3), s) for s in samples]),
+            "fixed": np.concatenate([np.zeros(s + 1, bool) for s in samples]),
         }
 
-    merged = merge([part([4, 0, 2]), part([3, 1, 4])])
+    merged = merge([part([4, 0, 2]), part([3, 1])])
     assert merged.ids.tolist() == ["s0", "s1", "s2", "s3", "s4"]
     assert merged.natoms.tolist() == [1, 2, 3, 4, 5]
     for i, forces in enumerate(np.split(merged.forces, merged.chunk_idx)):
         assert (forces == i).all()
+    unlabelled = part([0, 1])
+    unlabelled["forces_label"][0] = np.inf
+    assert merge([unlabelled]).forces_label is None
+    assert merge([unlabelled]).energy_label is not None
 
 
 def test_splits_of_several_datasets_keep_their_full_names():
@@ -167,19 +169,11 @@ def test_the_predict_config_builds(tiny_run, tiny_data):
     assert len(runner.dataloader.dataset) == 20
 
 
-@pytest.mark.slow
-def test_two_ranks_predict_the_same(predicted, tiny_run, tiny_data, tmp_path):
-    program = str(Path(sys.executable).with_name("est-ocp"))
-    run_command(
-        [
-            program, "evaluate", "--checkpoint", str(tiny_run), "--out", str(tmp_path),
-            "--config", str(DEBUG), f"data.root={tiny_data}",
-            "job.scheduler.ranks_per_node=2", "eval_batch_size=3",
-        ]
-    )  # fmt: skip
-    for file in predicted.glob("*.npz"):
-        one, two = (SplitPredictions.load(f) for f in (file, tmp_path / file.name))
-        np.testing.assert_array_equal(one.ids, two.ids)
-        np.testing.assert_array_equal(one.natoms, two.natoms)
-        np.testing.assert_allclose(one.energy, two.energy, atol=TOL[torch.float32])
-        np.testing.assert_allclose(one.forces, two.forces, atol=TOL[torch.float32])
+def test_an_error_in_a_worker_is_shown_as_it_was_raised():
+    wrapped = DataError(
+        "Caught DataError in DataLoader worker process 0.\nOriginal Traceback (most recent call "
+        'last):\n  File "x.py", line 1, in f\nest_ocp.errors.DataError: record 5 has no atoms\n'
+    )
+    assert str(without_worker_traceback(wrapped)) == "record 5 has no atoms"
+    plain = DataError("record 5 has no atoms")
+    assert without_worker_traceback(plain) is plain

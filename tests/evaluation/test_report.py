@@ -45,8 +45,9 @@ def test_page_json_and_csv_agree(report, tiny_run):
     page = (report / "index.html").read_text()
     for split, metrics in content["model"].items():
         row = table[split, "model"]
-        assert float(row["forces_mae"]) == pytest.approx(metrics["forces_mae"])
-        assert f"<td>{metrics['forces_mae']:.4f}</td>" in page
+        name = "forces_mae_meV_per_A"
+        assert float(row[name]) == pytest.approx(metrics[name])
+        assert f"<td>{metrics[name]:.2f}</td>" in page
     rows = metrics_file.read(tiny_run / "metrics.jsonl")
     assert content["training"]["steps"] == 6
     assert content["training"]["last_loss"] == [r for r in rows if r["kind"] == "train"][-1]["loss"]
@@ -75,6 +76,19 @@ def test_the_commands_repeat_the_run_under_another_id(report):
 def test_figures_are_pictures(report):
     for name in ("parity", "learning_curve", "equivariance"):
         assert (report / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_an_is2re_run_has_a_report_without_forces(tiny_is2re_run, tmp_path):
+    pytest.importorskip("matplotlib")
+    make_report(tiny_is2re_run, tmp_path, structures=2)
+    content = json.loads((tmp_path / "report.json").read_text())
+    assert content["task"] == "is2re"
+    assert set(content["model"]["mean"]) == {"energy_mae_meV", "ewt_percent"}
+    assert set(content["equivariance"]["float64"]) == {"energy_median", "energy_max"}
+    text = (tmp_path / "index.html").read_text()
+    assert text.count('src="data:image/png;base64,') == 3
+    assert "relaxed" in text
+    assert "force" not in re.sub(r"base64,[^\"]+", "", text.split("<body>")[1]).lower()
 
 
 def test_missing_predictions_and_missing_labels_are_errors(tmp_path, tiny_run, report):
