@@ -119,7 +119,8 @@ class Report:
             "Training": self._training_section(drawn),
             "Predictions against labels": page.figure(
                 drawn["parity"],
-                "Axes cut at the 0.5th and 99.5th percentile; forces of free atoms.",
+                "Axes cut at the 0.5th and 99.5th percentile"
+                + ("; forces of free atoms." if results.task == "s2ef" else "."),
             ),
             "Equivariance": self._equivariance_section(drawn),
             "How to repeat it": page.commands(self.commands) if self.commands else "",

@@ -104,8 +104,8 @@ def test_merging_joins_the_ranks_in_the_order_of_the_files():
             "natoms": np.array([s + 1 for s in samples]),
             "energy": np.array([float(s) for s in samples]),
             "energy_label": np.array([float(s) for s in samples]),
-            "forces": np.concatenate([np.full((s + 1, 3), s) for s in samples]),
-            "forces_label": np.concatenate([np.full((s + 1, 3), s) for s in samples]),
+            "forces": np.concatenate([np.full((s + 1, 3), float(s)) for s in samples]),
+            "forces_label": np.concatenate([np.full((s + 1, 3), float(s)) for s in samples]),
             "fixed": np.concatenate([np.zeros(s + 1, bool) for s in samples]),
         }
 
