@@ -39,18 +39,20 @@ class KnownSplit:
 def recognise(src: str) -> KnownSplit | None:
     """Return the OC20 split that a path means, from names such as ``s2ef/2M/train``.
 
-    The parts ``s2ef`` or ``is2re`` and the split's name must be there, and for ``train`` its size.
+    The part ``s2ef`` or ``is2re``, a size and the split's name must be there in this order: OC20
+    keeps its validation and test splits below ``all``.
     """
     parts = [part.lower() for part in PurePath(src).with_suffix("").parts]
     task = next((t for t in ("s2ef", "is2re") if t in parts), None)
     if task is None:
         return None
-    for name, count in _OTHERS[task].items():
-        if name in parts:
-            return KnownSplit(task, name, count)
-    sizes = _S2EF_TRAIN if task == "s2ef" else _IS2RE_TRAIN
-    if "train" in parts:
-        for size in parts[parts.index(task) :]:
-            if size in sizes:
-                return KnownSplit(task, f"train {size}", sizes[size])
+    below = parts[parts.index(task) + 1 :]
+    if "all" in below:
+        for name, count in _OTHERS[task].items():
+            if name in below:
+                return KnownSplit(task, name, count)
+    if "train" in below:
+        for size, count in (_S2EF_TRAIN if task == "s2ef" else _IS2RE_TRAIN).items():
+            if size in below:
+                return KnownSplit(task, f"train {size}", count)
     return None

@@ -2,8 +2,9 @@
 
     python scripts/studies/is2re_adsorption.py --data dft_adsorption.json --out results/adsorption
 
-From ideal, unrelaxed structures built by this script the models predict DFT adsorption energies;
-one metal (or with ``--by adsorbate`` one adsorbate) is left out at a time. Every training goes
+From ideal, unrelaxed structures built by this script the models predict DFT adsorption energies.
+Left out in turn: one metal, one adsorbate (``--by adsorbate``), or pairs of both whose elements are
+known (``--by pair``). Every training goes
 through fairchem's trainer with ``train_is2re`` and an LMDB in OC20's IS2RE format. Results are
 written as they come: the same command again goes on with what is missing, and ``--minutes 0``
 only writes the page anew.
@@ -36,7 +37,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--data", required=True, help="JSON of structures and energies")
     parser.add_argument("--out", type=Path, required=True, help="folder for everything")
     parser.add_argument("--page", type=Path, help="Markdown page (default: in --out)")
-    parser.add_argument("--by", choices=("metal", "adsorbate"), default="metal")
+    parser.add_argument("--by", choices=("metal", "adsorbate", "pair"), default="metal")
     parser.add_argument("--folds", nargs="*", help="groups to leave out (default: each in turn)")
     parser.add_argument("--models", nargs="*", choices=list(MODELS), default=list(MODELS))
     parser.add_argument("--seeds", type=int, default=1, help="trainings of each model and fold")
@@ -57,8 +58,14 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def folds_of(entries: list[Entry], by: str) -> dict[str, tuple[list[int], list[int]]]:
     """Return for each group left out the numbers of the training and of the test entries."""
     groups: dict[str, list[int]] = defaultdict(list)
+    metals = sorted({entry.metal for entry in entries})
+    adsorbates = sorted({entry.adsorbate for entry in entries})
     for number, entry in enumerate(entries):
-        groups[getattr(entry, by)].append(number)
+        if by == "pair":
+            diagonal = metals.index(entry.metal) + adsorbates.index(entry.adsorbate)
+            groups[f"pairs{diagonal % len(metals) + 1}"].append(number)
+        else:
+            groups[getattr(entry, by)].append(number)
     return {
         group: ([i for i in range(len(entries)) if i not in set(test)], test)
         for group, test in groups.items()
@@ -73,6 +80,22 @@ def mean_predictor(entries: list[Entry], train: list[int], test: list[int]) -> l
     overall = float(np.mean([entries[i].energy for i in train]))
     means = {adsorbate: float(np.mean(values)) for adsorbate, values in known.items()}
     return [means.get(entries[i].adsorbate, overall) for i in test]
+
+
+def additive_predictor(entries: list[Entry], train: list[int], test: list[int]) -> list[float]:
+    """Predict a sum of one term each for metal, adsorbate, site and coverage (least squares)."""
+    names = ("metal", "adsorbate", "site", "coverage")
+    terms = sorted({(name, getattr(entry, name)) for entry in entries for name in names}, key=str)
+    table = np.array(
+        [[float(getattr(entry, name) == value) for name, value in terms] for entry in entries]
+    )
+    energy = np.array([entries[i].energy for i in train])
+    # The smallest solution: a term that no training entry has is zero, beside the mean.
+    weights = np.linalg.lstsq(table[train], energy - energy.mean(), rcond=None)[0]
+    return (table[test] @ weights + energy.mean()).tolist()
+
+
+TRIVIAL_PREDICTORS = {"additive": additive_predictor, "mean": mean_predictor}
 
 
 def write_fold(
@@ -115,9 +138,10 @@ def keep(
 
 def check_settings(out: Path, settings: Settings, arguments: argparse.Namespace) -> None:
     """Refuse to mix results of different settings in one folder."""
-    same = asdict(settings) | {
-        "out": None, "data": Path(arguments.data).name, "structures": arguments.structures,
-    }  # fmt: skip
+    same = {"data": Path(arguments.data).name, "structures": arguments.structures}
+    # Where and how fast it runs does not matter.
+    elsewhere = ("out", "device", "loader_workers")
+    same |= {key: value for key, value in asdict(settings).items() if key not in elsewhere}
     file = out / "settings.json"
     text = json.dumps(same, indent=2, default=list) + "\n"
     if file.is_file() and file.read_text() != text:
@@ -130,6 +154,14 @@ def shown_command(argv: list[str], arguments: argparse.Namespace) -> str:
     names = {str(p): Path(p).name for p in (arguments.data, arguments.out, arguments.page) if p}
     words = ["python", "scripts/studies/is2re_adsorption.py", *(names.get(w, w) for w in argv)]
     return shlex.join(words)
+
+
+def keep_origin(out: Path, by: str, command: str) -> None:
+    """Write down the command and the machine of these results, for pages made elsewhere."""
+    from est_ocp.evaluation.machine import machine_info
+
+    file = out / f"origin-{by}.json"
+    file.write_text(json.dumps({"command": command, "machine": machine_info()}, indent=2) + "\n")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -163,6 +195,8 @@ def main(argv: list[str] | None = None) -> None:
 
     folds = folds_of(entries, arguments.by)
     wanted = arguments.folds or list(folds)
+    if set(wanted) - set(folds):
+        sys.exit(f"--folds: choose from {', '.join(folds)}")
     done = {
         (r["by"], r["held_out"], r["model"], r["seed"]) for r in report.read(out / "trainings.csv")
     }
@@ -170,12 +204,12 @@ def main(argv: list[str] | None = None) -> None:
     for held_out in wanted:
         train, test = folds[held_out]
         write_fold(out, arguments.by, held_out, entries, train, test)
-        if (arguments.by, held_out, "mean", "0") not in done:
-            trivial = {"ids": test, "predictions": mean_predictor(entries, train, test)}
-            trivial |= {"epochs": 0, "steps": 0, "seconds": 0.0, "parameters": 0}
-            keep(
-                out, Training("mean", arguments.by, held_out, 0), entries, folds[held_out], trivial
-            )
+        for name, predict in TRIVIAL_PREDICTORS.items():
+            if (arguments.by, held_out, name, "0") not in done:
+                trivial = {"ids": test, "predictions": predict(entries, train, test)}
+                trivial |= {"epochs": 0, "steps": 0, "seconds": 0.0, "parameters": 0}
+                job = Training(name, arguments.by, held_out, 0)
+                keep(out, job, entries, folds[held_out], trivial)
     for seed in range(arguments.seeds):
         for held_out in wanted:
             for model in arguments.models:
@@ -199,9 +233,11 @@ def main(argv: list[str] | None = None) -> None:
             flush=True,
         )
     print(f"{ran} of {len(missing)} trainings ran, {len(failed)} failed")
-    command = shown_command(argv or sys.argv[1:], arguments)
+    if ran:
+        command = shown_command(argv or sys.argv[1:], arguments)
+        keep_origin(out, arguments.by, command)
     page = arguments.page or out / "is2re_adsorption.md"
-    write_page(page, out, arguments.by, settings, command, moved)
+    write_page(page, out, arguments.by, settings, moved)
     print(f"page: {page}")
     if failed:
         sys.exit(1)

@@ -299,6 +299,7 @@ def test_sizes_of_oc20_are_recognised(tmp_path):
         assert recognise(src).count == count
     assert recognise("data/demo/train") is None
     assert recognise("/mine/s2ef/train") is None
+    assert recognise("data/demo/is2re/val_id") is None
 
     root = tmp_path / "s2ef"
     write_oc20_lmdb(root / "200k" / "train", records("train"))

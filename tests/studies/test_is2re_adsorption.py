@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import importlib
 import json
 import math
@@ -179,6 +180,36 @@ def test_folds_and_the_trivial_predictor(study, structures, data_file):
     assert study.mean_predictor(entries, train, test) == pytest.approx([everything] * len(test))
 
 
+def test_pairs_left_out_have_known_elements(study, structures, data_file):
+    entries = structures.read_entries(data_file)
+    folds = study.folds_of(entries, "pair")
+    assert sorted(i for _, test in folds.values() for i in test) == list(range(24))
+    for train, test in folds.values():
+        pairs = {(entries[i].metal, entries[i].adsorbate) for i in train}
+        for i in test:
+            assert (entries[i].metal, entries[i].adsorbate) not in pairs
+            assert entries[i].metal in {metal for metal, _ in pairs}
+            assert entries[i].adsorbate in {adsorbate for _, adsorbate in pairs}
+
+
+def test_the_additive_predictor_recovers_sums(study, structures, data_file):
+    shift = {"Pt": 1.0, "Cu": -1.0, "O": -3.0, "H": -2.0, "Cl": 0.5, "fcc": 0.1, "ontop": 0.7}
+    entries = [
+        dataclasses.replace(
+            e, energy=sum(shift.get(part, 0.0) for part in (e.metal, e.adsorbate, e.site))
+        )
+        for e in structures.read_entries(data_file)
+    ]
+    test = [i for i, e in enumerate(entries) if (e.metal, e.adsorbate) == ("Pt", "O")]
+    train = [i for i in range(24) if i not in test]
+    predicted = study.additive_predictor(entries, train, test)
+    assert predicted == pytest.approx([entries[i].energy for i in test], abs=1e-9)
+    # A metal that is new has no term of its own.
+    train, test = study.folds_of(entries, "metal")["Pt"]
+    predicted = study.additive_predictor(entries, train, test)
+    assert np.ptp(np.subtract(predicted, [entries[i].energy for i in test])) < 1e-9
+
+
 def row(model, fold, seed, mae) -> dict[str, str]:
     return {
         "by": "metal", "held_out": fold, "model": model, "seed": str(seed), "mae": str(mae),
@@ -238,6 +269,10 @@ def test_the_command_from_data_to_page(study, data_file, tmp_path):
     page = (out / "is2re_adsorption.md").read_text()
     assert f"| SchNet | {int(trained['parameters']):,} |" in page
     assert str(tmp_path) not in page
+    with open(out / "is2re_adsorption_errors.csv", newline="") as file:
+        published = [r for r in csv.DictReader(file) if r["model"] == "schnet"]
+    assert np.mean([abs(float(r["error"])) for r in published]) == pytest.approx(np.mean(errors))
+    assert "energy" not in published[0]
     assert (out / "is2re_adsorption.png").stat().st_size > 10_000
 
     # Again: nothing is left to train, and a hand-written section stays.

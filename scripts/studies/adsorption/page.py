@@ -2,19 +2,43 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 
-from adsorption.report import by_fold, comparison, complete_folds, read, table
-from adsorption.training import LABELS, MODELS, Settings
+from adsorption.report import (
+    PREDICTIONS,
+    TRAININGS,
+    append,
+    by_fold,
+    comparison,
+    complete_folds,
+    read,
+    table,
+)
+from adsorption.training import LABELS, MODELS, TRIVIAL, Settings
 
 READING = "## Reading"
+ERRORS = (*(name for name in PREDICTIONS if name not in ("energy", "prediction")), "error")
+#: What each kind of cross-validation asks.
+LEFT_OUT = {
+    "metal": (
+        "Cross-validation leaves one metal out at a time: the networks meet an element whose\n"
+        "embedding was never trained."
+    ),
+    "adsorbate": (
+        "Cross-validation leaves one adsorbate out at a time: the networks meet an element whose\n"
+        "embedding was never trained."
+    ),
+    "pair": (
+        "Cross-validation leaves out a seventh of the 56 pairs of metal and adsorbate at a time,\n"
+        "each metal and each adsorbate about once: all elements are known, their pairs are new."
+    ),
+}
 
 
-def write_page(
-    page: Path, out: Path, by: str, settings: Settings, command: str, moved: int
-) -> Path:
+def write_page(page: Path, out: Path, by: str, settings: Settings, moved: int) -> None:
     """Write the page, keeping a section :data:`READING` that somebody added to an earlier one.
 
     Parameters
@@ -22,30 +46,36 @@ def write_page(
     page : path
         Markdown file; the figure and the CSV files are put beside it.
     out : path
-        Folder with ``trainings.csv`` and ``predictions.csv``.
+        Folder with ``trainings.csv``, ``predictions.csv`` and ``origin-{by}.json``.
     by : str
         What is left out.
     settings : Settings
-    command : str
-        What was run.
     moved : int
         Relaxed structures whose adsorbate left the named site.
     """
-    from est_ocp.evaluation.machine import machine_info
-
     rows = [row for row in read(out / "trainings.csv") if row["by"] == by]
     predictions = [row for row in read(out / "predictions.csv") if row["by"] == by]
     page.parent.mkdir(parents=True, exist_ok=True)
     figure = page.with_suffix(".png")
-    plot(rows, predictions, figure)
-    for name in ("trainings", "predictions"):
-        target = page.with_name(f"{page.stem}_{name}.csv")
-        target.write_text((out / f"{name}.csv").read_text())
+    try:
+        plot(rows, predictions, figure)
+    except ModuleNotFoundError as error:
+        print(f"no figure: {error}; run again with --minutes 0 where matplotlib is installed")
+    # The published energies stay where they were published: beside the page go errors only.
+    errors = page.with_name(f"{page.stem}_errors.csv")
+    trainings = page.with_name(f"{page.stem}_trainings.csv")
+    for path in (errors, trainings):
+        path.unlink(missing_ok=True)
+    append(trainings, TRAININGS, rows)
+    append(errors, ERRORS, [error_row(row) for row in predictions])
     full = complete_folds(rows)
     counted = sum(len(folds) for folds in full.values())
-    machine = ", ".join(f"{name} {value}" for name, value in machine_info().items())
+    file = out / f"origin-{by}.json"
+    origin = json.loads(file.read_text()) if file.is_file() else {"command": "-", "machine": {}}
+    command = origin["command"]
+    machine = ", ".join(f"{name} {value}" for name, value in origin["machine"].items())
     several = " Plus-minus in a fold: standard deviation over seeds." if len(full) > 1 else ""
-    ran = sum(row["model"] != "mean" for row in rows)
+    ran = sum(row["model"] not in TRIVIAL for row in rows)
     stayed = (
         "and its adsorbate is at the named site"
         if not moved
@@ -69,7 +99,7 @@ repository. The inputs are ideal, unrelaxed structures that the script builds: a
 as covalent radii say. Each published relaxed structure has the same composition, coverage and cell,
 {stayed}.
 
-Cross-validation leaves one {by} out at a time. Every training runs in fairchem's trainer
+{LEFT_OUT[by]} Every training runs in fairchem's trainer
 (`train_is2re`: AdamW, cosine, averaged weights): {settings.epochs} epochs of batches of
 {settings.batch_size}, peak learning rate {settings.lr:g}, for all models alike. Nothing was tuned
 on these folds, and the weights after the last epoch are taken. The models are reduced to fit so
@@ -77,8 +107,9 @@ few data; figures of the full-size models on OC20 do not follow from these:
 
 {_model_list()}
 
-The trivial predictor answers the mean training energy of the same adsorbate (of all, where the
-adsorbate is new).
+Two predictors without a network: the mean training energy of the same adsorbate (of all, where it
+is new); and a sum of terms for metal, adsorbate, site and coverage, fitted by least squares (a new
+metal or adsorbate has the mean term).
 
 ## Command
 
@@ -88,7 +119,7 @@ adsorbate is new).
 
 ## Result
 
-MAE in eV for the {by} left out, from the {counted} pairs of fold and seed that every model finished
+MAE in eV for what is left out, from the {counted} pairs of fold and seed that every model finished
 ({ran} trainings ran).{several}
 
 {chr(10).join(table(rows))}
@@ -97,13 +128,17 @@ MAE in eV for the {by} left out, from the {counted} pairs of fold and seed that 
 
 ![Parity plots and errors by fold]({figure.name})
 
-Error bars: standard deviation over seeds; of the mean, over folds. Every prediction is in
-[{page.stem}_predictions.csv]({page.stem}_predictions.csv), every training in
-[{page.stem}_trainings.csv]({page.stem}_trainings.csv).
+Error bars: standard deviation over seeds; of the mean, over folds. The error of every structure is
+in [{errors.name}]({errors.name}), every training in [{trainings.name}]({trainings.name}).
 """
     reading = kept_reading(page)
     page.write_text(text + (f"\n{reading}\n" if reading else ""))
-    return page
+
+
+def error_row(row: dict[str, str]) -> dict[str, str]:
+    """Return a prediction's row with its error, eV, in place of the two energies."""
+    kept = {column: row[column] for column in ERRORS if column != "error"}
+    return kept | {"error": f"{float(row['prediction']) - float(row['energy']):.5f}"}
 
 
 def _model_list() -> str:
@@ -131,7 +166,7 @@ def plot(rows: list[dict[str, str]], predictions: list[dict[str, str]], path: Pa
             row
             for row in predictions
             if row["model"] == model
-            and (model == "mean" or row["held_out"] in full.get(row["seed"], ()))
+            and (model in TRIVIAL or row["held_out"] in full.get(row["seed"], ()))
         ]
         axis.plot(ends, ends, color="0.6", linewidth=0.8)
         for adsorbate in sorted({row["adsorbate"] for row in shown}):

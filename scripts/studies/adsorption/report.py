@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from adsorption.training import LABELS
+from adsorption.training import LABELS, TRIVIAL
 
 #: One row a structure and training; one row a training.
 PREDICTIONS = (
@@ -62,10 +62,10 @@ def models_of(rows: list[dict[str, str]]) -> list[str]:
 
 def complete_folds(rows: list[dict[str, str]]) -> dict[str, set[str]]:
     """Return for each seed the folds that every model has finished; others are not compared."""
-    models = set(models_of(rows)) - {"mean"}
+    models = set(models_of(rows)) - set(TRIVIAL)
     done: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
     for row in rows:
-        if row["model"] != "mean":
+        if row["model"] not in TRIVIAL:
             done[row["seed"]][row["held_out"]].add(row["model"])
     full = {
         seed: {fold for fold, have in folds.items() if have == models}
@@ -81,9 +81,7 @@ def by_fold(rows: list[dict[str, str]], figure: str) -> dict[str, dict[str, np.n
     values: dict[str, dict[str, list[float]]] = {m: defaultdict(list) for m in models_of(rows)}
     for row in rows:
         fold, seed = row["held_out"], row["seed"]
-        if row["model"] == "mean" and fold not in counted:
-            continue
-        if row["model"] != "mean" and fold not in full.get(seed, ()):
+        if fold not in (counted if row["model"] in TRIVIAL else full.get(seed, ())):
             continue
         values[row["model"]][fold].append(float(row[figure]))
     return {m: {f: np.array(v) for f, v in folds.items()} for m, folds in values.items() if folds}
