@@ -2,8 +2,8 @@
 
 The data: Z. Xu and J. R. Kitchin, "Probing the coverage dependence of site and adsorbate
 configurational correlations on (111) surfaces of late transition metals", J. Phys. Chem. C 118,
-25597 (2014), supporting information. PBE; energies in eV for each adsorbed atom, with the references
-of the publication.
+25597 (2014), supporting information. PBE; energies in eV for each adsorbed atom, with the
+references of the publication.
 """
 
 from __future__ import annotations
