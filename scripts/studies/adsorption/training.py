@@ -17,12 +17,13 @@ import yaml
 _HEAD = "model.heads.energy.avg_num_nodes=4.2"
 #: Reductions of the message blocks, the same for both Equiformers.
 _SHARED = [
-    "model.backbone.irreps=128x0e+64x1e",
-    "model.backbone.num_layers=3",
-    "model.backbone.feature_channels=128",
+    "model.backbone.irreps=64x0e+32x1e",
+    "model.backbone.num_layers=2",
+    "model.backbone.feature_channels=64",
+    "model.backbone.graph.cutoff=4.0",
     "model.backbone.num_distance_basis=64",
     "model.backbone.message.num_heads=4",
-    "model.backbone.message.hidden=128x0e+64x1e",
+    "model.backbone.message.hidden=64x0e+32x1e",
     "model.backbone.alpha_drop=0.0",
     _HEAD,
 ]
@@ -31,19 +32,20 @@ MODELS: dict[str, list[str]] = {
     "equiformer": [
         "model=equiformer_is2re",
         *_SHARED,
-        "model.backbone.update.hidden=384x0e+192x1e",
+        "model.backbone.update.hidden=192x0e+96x1e",
     ],
     "est": [
         "model=est_is2re_6layer",
         *_SHARED,
-        "model.backbone.update.hidden_channels=64",
-        "model.backbone.update.spherical_expert_channels=128",
-        "model.backbone.update.steerable_expert_channels=64",
+        "model.backbone.update.hidden_channels=32",
+        "model.backbone.update.spherical_expert_channels=64",
+        "model.backbone.update.steerable_expert_channels=32",
     ],
     "schnet": [
         "model=schnet_is2re",
         "model.backbone.channels=128",
         "model.backbone.num_layers=3",
+        "model.backbone.graph.cutoff=4.0",
         "model.backbone.num_distance_basis=64",
         _HEAD,
     ],
@@ -79,9 +81,9 @@ class Settings:
     """What all trainings share."""
 
     out: str
-    epochs: int = 50
+    epochs: int = 30
     batch_size: int = 32
-    lr: float = 5e-4
+    lr: float = 1e-3
     device: str = "cpu"
     loader_workers: int = 0
     overrides: Sequence[str] = field(default_factory=tuple)
