@@ -3,7 +3,29 @@
 from __future__ import annotations
 
 import difflib
+import struct
+import tokenize
+import zipfile
+import zlib
 from collections.abc import Iterable
+
+#: What reading a damaged ``.npz`` can raise: zip's, zlib's and NumPy's parser of headers.
+ARCHIVE_ERRORS = (
+    OSError,
+    EOFError,
+    ValueError,
+    TypeError,
+    KeyError,
+    IndexError,
+    AttributeError,
+    MemoryError,
+    RuntimeError,  # encrypted or of an unknown method, says a damaged header
+    SyntaxError,
+    struct.error,
+    tokenize.TokenError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 
 class ESTError(Exception):

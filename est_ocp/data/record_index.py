@@ -10,7 +10,6 @@ import logging
 import multiprocessing
 import os
 import tempfile
-import zipfile
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -23,7 +22,7 @@ from est_ocp.data.metadata import cache_path, file_lock
 from est_ocp.data.record import identifier
 from est_ocp.data.shards import LmdbShards
 from est_ocp.data.unpickle import UndecodedTensor, atoms_in, undecoded_fields
-from est_ocp.errors import DataError
+from est_ocp.errors import ARCHIVE_ERRORS, DataError
 
 logger = logging.getLogger(__name__)
 
@@ -146,7 +145,7 @@ def _load(path: Path, length: int) -> RecordIndex | None:
     try:
         with np.load(path, allow_pickle=False) as file:
             index = RecordIndex(file["ids"], file["natoms"], file["nfree"])
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    except ARCHIVE_ERRORS:
         return None
     return index if len(index) == length else None
 

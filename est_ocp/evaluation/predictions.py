@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from est_ocp.errors import DataError
+from est_ocp.errors import ARCHIVE_ERRORS, DataError
 
 #: Key of the npz that says what the predictions were made from.
 _STAMP = "stamp"
@@ -103,12 +102,14 @@ class SplitPredictions:
         try:
             with np.load(path, allow_pickle=False) as file:
                 fields = {k: file[k] for k in file.files if k in cls.__dataclass_fields__}
-            return cls(**{"forces": None, **fields})
-        except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
+            predictions = cls(**{"forces": None, **fields})
+            _check_sizes(predictions)
+        except ARCHIVE_ERRORS as error:
             raise DataError(
                 f"{path} is not a file of predictions ({error}); make it anew with "
                 "`est-ocp evaluate` or `est-ocp predict`"
             ) from None
+        return predictions
 
 
 def read_stamp(path: str | Path) -> dict[str, Any] | None:
@@ -116,8 +117,25 @@ def read_stamp(path: str | Path) -> dict[str, Any] | None:
     try:
         with np.load(path, allow_pickle=False) as file:
             return json.loads(str(file[_STAMP]))
-    except (OSError, ValueError, KeyError, EOFError, AttributeError, zipfile.BadZipFile):
+    except ARCHIVE_ERRORS:
         return None
+
+
+def _check_sizes(predictions: SplitPredictions) -> None:
+    """Raise a ValueError if arrays are of different numbers of structures or atoms."""
+    structures, atoms = len(predictions.ids), int(np.sum(predictions.natoms))
+    expected = {
+        "energy": (structures,),
+        "natoms": (structures,),
+        "fixed": (atoms,),
+        "energy_label": (structures,),
+        "forces": (atoms, 3),
+        "forces_label": (atoms, 3),
+    }
+    for name, shape in expected.items():
+        array = getattr(predictions, name)
+        if array is not None and array.shape != shape:
+            raise ValueError(f"'{name}' has shape {list(array.shape)}, not {list(shape)}")
 
 
 def write_npz(
