@@ -12,6 +12,8 @@ from typing import Any
 
 from est_ocp.errors import ConfigError, DataError, ESTError
 
+#: A run's own resolved config.
+RUN_CONFIG = "canonical_config.yaml"
 #: Puts the test splits of a config's data in the place of its validation splits.
 _TEST_SPLITS = "data.val=${data.test}"
 
@@ -99,6 +101,7 @@ class PredictionJob:
             If checkpoint, config or data cannot be used, or do not fit each other.
         """
         from est_ocp.cli.config import instantiate
+        from est_ocp.cli.ranks import fit_ranks
         from est_ocp.evaluation.checkpoint import find_inference_checkpoint, run_dir_of
         from est_ocp.evaluation.split_data import splits_of, stamps_of
 
@@ -107,7 +110,7 @@ class PredictionJob:
             run_dir = run_dir_of(file)
             if run_dir is None:
                 raise ConfigError(f"{file} does not lie in a run's folder; name --config")
-            config = run_dir / "canonical_config.yaml"
+            config = run_dir / RUN_CONFIG
         resolved = _with_splits(config, list(overrides), splits, prefer_test)
         if resolved.job.scheduler.mode != "local":
             raise ConfigError(
@@ -115,6 +118,7 @@ class PredictionJob:
                 "configs/s2ef/predict.yml (or is2re) cluster=slurm_a100 checkpoint=...; then "
                 "est-ocp evaluate --predictions FOLDER"
             )
+        fit_ranks(resolved, overrides)
         loader = _loader_of(resolved, config)
         dataset = instantiate(loader.dataset, "the data")
         stamps_of(dataset, file, free_atoms_only)
@@ -200,9 +204,7 @@ def _with_splits(
     config: str | Path, overrides: list[str], wanted: Sequence[str] | None, prefer_test: bool
 ) -> Any:
     """Resolve a config with the wanted splits in its loader."""
-    from est_ocp.cli.config import resolve
-
-    resolved = resolve(config, overrides)
+    resolved = _resolve(config, overrides)
     names = _split_configs(resolved, config)
     if wanted is None and not prefer_test:
         return resolved
@@ -216,22 +218,32 @@ def _with_splits(
         return _keep(test, config, wanted)
     unknown = [name for name in wanted if name not in {*names, *test_names}]
     if unknown:
-        raise ConfigError(
-            f"{config} has no split '{unknown[0]}'; it has {', '.join([*names, *test_names])}"
-        )
+        has = f"{config} has no split '{unknown[0]}'; it has {', '.join([*names, *test_names])}"
+        of_run = "; --config names other data" if Path(config).name == RUN_CONFIG else ""
+        raise ConfigError(has + of_run)
     raise ConfigError("validation and test splits cannot be mixed; run the command for each")
 
 
 def _test_config(config: str | Path, overrides: list[str]) -> Any | None:
     """Resolve a config with its data's test splits; None if it has none."""
-    from est_ocp.cli.config import resolve
-
     try:
-        return resolve(config, [*overrides, _TEST_SPLITS])
+        return _resolve(config, [*overrides, _TEST_SPLITS])
     except ConfigError as error:
         if "data.test" in str(error) or "data.val" in str(error):
             return None
         raise
+
+
+def _resolve(config: str | Path, overrides: list[str]) -> Any:
+    """Resolve a config; one for predictions demands ``checkpoint=``, which is named already."""
+    from est_ocp.cli.config import resolve
+
+    try:
+        return resolve(config, overrides)
+    except ConfigError as error:
+        if "Missing mandatory value: checkpoint" not in str(error):
+            raise
+        return resolve(config, [*overrides, "checkpoint=null"])
 
 
 def _loader_of(resolved: Any, config: str | Path) -> Any:

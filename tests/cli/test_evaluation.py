@@ -17,7 +17,7 @@ import pytest
 from est_ocp.cli.main import main
 from est_ocp.data import load_demo_frames, write_oc20_lmdb
 from est_ocp.data.demo_splits import TEST_SPLITS, unlabelled_records
-from tests.training.launch import DEBUG, DEBUG_IS2RE, run_command
+from tests.training.launch import CONFIGS, DEBUG, DEBUG_IS2RE, run_command
 
 SPLITS = ("val_id", "val_ood_ads", "val_ood_cat", "val_ood_both")
 PROGRAM = str(Path(sys.executable).with_name("est-ocp"))
@@ -276,6 +276,18 @@ def test_a_split_without_labels_names_predict(s2ef, is2re, tmp_path, capsys):
         error = error_of(command, capsys)
         assert "'test_id' has no labels" in error
         assert "`est-ocp predict`" in error
+
+
+def test_a_prediction_config_takes_the_checkpoint_of_the_command(is2re, tmp_path, capsys):
+    (tmp_path / "oc20" / "is2re").mkdir(parents=True)
+    (tmp_path / "oc20" / "is2re" / "all").symlink_to(data_of(is2re) / "is2re")
+    config = [str(CONFIGS / "is2re" / "predict.yml"), f"data.root={tmp_path / 'oc20'}"]
+    out = tmp_path / "file.npz"
+    command = ["submission", "make", *is2re[:2], "--predictions", str(tmp_path)]
+    words = ["--out", str(out), "--config", *config, "cluster=local_cpu"]
+    assert main([*command, *words]) == 0
+    assert main(["submission", "check", str(out), "--config", *config]) == 0
+    assert capsys.readouterr().out.count("ids are unique and complete\n") == 2
 
 
 def test_a_checkpoint_of_the_other_task_is_refused(s2ef, is2re, tmp_path, capsys):
