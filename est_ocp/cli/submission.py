@@ -67,10 +67,11 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.action == "check":
         from est_ocp.evaluation.submission_check import check_submission
 
-        indexes = None
+        indexes, task = None, None
         if arguments.config is not None:
-            indexes = indexes_of(data_of_test_splits(arguments.config, arguments.overrides))
-        found = check_submission(arguments.file, indexes, arguments.forces)
+            data = data_of_test_splits(arguments.config, arguments.overrides)
+            indexes, task = indexes_of(data), task_of_data(data)
+        found = check_submission(arguments.file, indexes, arguments.forces, task=task)
         _print(arguments.file, found)
         return 0
     separate_overrides(arguments)
@@ -111,7 +112,8 @@ def _make(arguments: argparse.Namespace) -> int:
     out = Path(arguments.out)
     out.parent.mkdir(parents=True, exist_ok=True)
     indexes = indexes_of(data) if data else None
-    found = write_submission(out, splits, indexes, arguments.forces, arguments.ids)
+    task = task_of_data(data) if data else None
+    found = write_submission(out, splits, indexes, arguments.forces, arguments.ids, task)
     _print(out, found)
     return 0
 
@@ -144,6 +146,13 @@ def indexes_of(data: Mapping[str, Any]) -> dict[str, Any]:
     return indexes
 
 
+def task_of_data(data: Mapping[str, Any]) -> str | None:
+    """Return OC20's task that datasets are of; None if they do not know."""
+    from est_ocp.evaluation.split_data import task_of_dataset
+
+    return next((task_of_dataset(dataset) for dataset in data.values()), None)
+
+
 def _data_of_predictions(folder: Path, names: Mapping[str, str]) -> dict[str, Any] | None:
     """Return the data that predictions were made of, where they are still there; else None."""
     from est_ocp.data import OC20LmdbDataset
@@ -171,8 +180,11 @@ def _print(path: str | Path, found: Mapping[str, Any]) -> None:
     ]
     print(text_table(["split", "structures", "force vectors", "atoms"], rows))
     compared = all(summary.compared for summary in found.values())
+    has_forces = any(summary.vectors for summary in found.values())
+    agree = "ids are unique and complete"
+    agree += ", numbers of atoms agree with the data" if has_forces else ""
     how = (
-        "ids are unique and complete, numbers of atoms agree with the data"
+        agree
         if compared
         else "not compared with the data: name --config to check that ids are complete"
     )

@@ -50,13 +50,18 @@ def stamps_of(dataset: Any, checkpoint: str | Path, free_atoms_only: bool) -> di
 
 def check_task(dataset: Any, split: str, task: str, checkpoint: Path) -> None:
     """Refuse data of the other task than the checkpoint's."""
-    data_task = getattr(_base(dataset), "task", task)
-    if data_task != task:
+    data_task = task_of_dataset(dataset)
+    if data_task not in (None, task):
         hint = "; est-ocp relax reaches relaxed energies with it" if task == "s2ef" else ""
         raise CheckpointError(
             f"{checkpoint} predicts {DESCRIPTIONS[task]}, but the split '{split}' holds "
             f"{data_task.upper()} data; name a config of the checkpoint's task{hint}"
         )
+
+
+def task_of_dataset(dataset: Any) -> str | None:
+    """Return OC20's task that a dataset's labels are of; None where it does not say."""
+    return getattr(_base(dataset), "task", None)
 
 
 def check_ids(split: str, dataset: Any) -> None:

@@ -28,6 +28,7 @@ def write_submission(
     indexes: Mapping[str, RecordIndex] | None = None,
     forces: str = "all",
     ids: str | None = None,
+    task: str | None = None,
 ) -> dict[str, Summary]:
     """Write a leaderboard file; it gets its name only when it has passed the check.
 
@@ -43,6 +44,8 @@ def write_submission(
         Atoms whose forces are written (S2EF).
     ids : {"sid_fid", "sid"}, optional
         Identifiers; default: ``sid_fid`` for S2EF, ``sid`` for IS2RE.
+    task : {"s2ef", "is2re"}, optional
+        Task of the data.
 
     Returns
     -------
@@ -77,7 +80,7 @@ def write_submission(
 
     def check(partial: Path) -> None:
         expected = forces if splits["id"].task == "s2ef" else None
-        found.update(check_submission(partial, indexes, forces=expected, name=str(path)))
+        found.update(check_submission(partial, indexes, expected, str(path), task))
 
     write_npz(path, fields, check)
     return found

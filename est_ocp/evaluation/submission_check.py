@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +11,15 @@ from typing import Any
 import numpy as np
 
 from est_ocp.data.record_index import RecordIndex, first_duplicate
-from est_ocp.errors import DataError
+from est_ocp.errors import ARCHIVE_ERRORS, DataError
 
 #: The leaderboard's splits; ours have the prefix ``test_``.
 SPLITS = ("id", "ood_ads", "ood_cat", "ood_both")
 _PARTS = {"s2ef": ("ids", "energy", "forces", "chunk_idx"), "is2re": ("ids", "energy")}
+_OTHER_TASK = {
+    "s2ef": "{} holds energies alone, as for IS2RE, but the data are S2EF's, which needs forces",
+    "is2re": "{} holds forces, as for S2EF, but the data are IS2RE's, which takes energies alone",
+}
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,7 @@ def check_submission(
     indexes: Mapping[str, RecordIndex] | None = None,
     forces: str | None = None,
     name: str | None = None,
+    task: str | None = None,
 ) -> dict[str, Summary]:
     """Check a leaderboard file and refuse it with one sentence if it is wrong.
 
@@ -58,6 +62,8 @@ def check_submission(
         Atoms whose forces it must hold.
     name : str, optional
         What to call the file in errors.
+    task : {"s2ef", "is2re"}, optional
+        Task of the data, which the file's must be.
 
     Returns
     -------
@@ -72,12 +78,16 @@ def check_submission(
     try:
         # The stream stays open: numpy reads each array when it is asked for.
         with np.load(path, allow_pickle=False) as file:
-            task = _task(name, file.files)
+            found_task = _task(name, file.files)
+            if task not in (None, found_task):
+                raise DataError(_OTHER_TASK[task].format(name))
             found = {}
             for split in SPLITS:
                 index = (indexes or {}).get(split)
-                found[split] = _check_split(name, split, _Arrays(name, file, split), task, index)
-    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
+                found[split] = _check_split(
+                    name, split, _Arrays(name, file, split), found_task, index
+                )
+    except ARCHIVE_ERRORS as error:
         if isinstance(error, DataError):
             raise
         # A single array (npy) is no context manager: a TypeError.
@@ -100,7 +110,7 @@ class _Arrays:
         key = f"{self.split}_{part}"
         try:
             array = self.file[key]
-        except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        except ARCHIVE_ERRORS as error:
             raise DataError(f"'{key}' of {self.name} cannot be read ({error})") from None
         if array.dtype.kind not in kinds:
             raise DataError(f"'{key}' of {self.name} is of type {array.dtype}, not {what}")

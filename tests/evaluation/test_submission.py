@@ -167,6 +167,17 @@ def test_missing_structures_need_the_data_to_be_seen(data, tmp_path):
         check_submission(tmp_path / "file.npz", indexes)
 
 
+def test_a_file_of_the_other_task_than_the_data_is_refused(data, tmp_path):
+    splits, indexes = data
+    energies = {s: replace(p, forces=None) for s, p in splits.items()}
+    write_submission(tmp_path / "energies.npz", energies, indexes, task="is2re")
+    with pytest.raises(DataError, match="energies alone, as for IS2RE, but the data are S2EF's"):
+        check_submission(tmp_path / "energies.npz", indexes, task="s2ef")
+    with pytest.raises(DataError, match="forces, as for S2EF, but the data are IS2RE's"):
+        write_submission(tmp_path / "forces.npz", splits, indexes, task="is2re")
+    assert not (tmp_path / "forces.npz").exists()
+
+
 def test_wanted_forces_and_mixed_forces(data, tmp_path):
     splits, indexes = data
     write_submission(tmp_path / "free.npz", splits, indexes, "free")
