@@ -66,6 +66,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"est-ocp: error: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        # A folder that cannot be written to, a full disk.
+        if arguments.debug or error.filename is None:
+            raise
+        reason = (error.strerror or type(error).__name__).lower()
+        print(f"est-ocp: error: '{error.filename}': {reason}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("est-ocp: interrupted", file=sys.stderr)
         return 130

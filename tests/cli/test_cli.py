@@ -58,6 +58,16 @@ def test_errors_are_one_line_and_code_2(arguments, message, capsys):
     assert "Traceback" not in err
 
 
+def test_a_place_that_cannot_be_written_to_is_one_line(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    out = tmp_path / "file" / "folder"
+    assert main(["data", "demo", "--out", str(out)]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("est-ocp: error: ")
+    assert str(tmp_path / "file") in line
+    assert "not a directory" in line
+
+
 def test_debug_shows_the_error_itself():
     from est_ocp.errors import ConfigError
 
