@@ -14,12 +14,13 @@ import torch
 from fairchem.core.common.registry import registry
 from fairchem.core.models.uma.escn_md import GradRegressConfig
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
-from est_ocp.errors import ConfigError, DataError, unknown_keys
+from est_ocp.errors import ConfigError, unknown_keys
 from est_ocp.models.equiformer_v2 import AVG_DEGREE
 from est_ocp.models.graph import RadiusGraph
-from est_ocp.models.interface import FairchemBackbone
+from est_ocp.models.layer_call import LayerCall
+from est_ocp.models.layered import LayeredBackbone
+from est_ocp.models.position_head import VectorAttention
 from est_ocp.models.settings import (
     FeedForwardSettings,
     GraphSettings,
@@ -27,7 +28,7 @@ from est_ocp.models.settings import (
     UpdateSettings,
     from_mapping,
 )
-from est_ocp.nn import GateRecorder
+from est_ocp.models.tags import NUM_TAGS, check_tags
 from est_ocp.nn.equiformer import (
     EquiformerAttention,
     EquiformerBlock,
@@ -40,32 +41,8 @@ from est_ocp.nn.equiformer import (
     edge_harmonics,
 )
 
-#: OC20's tags: 0 below the surface, 1 surface, 2 adsorbate.
-NUM_TAGS = 3
 
-
-class VectorAttention(nn.Module):
-    """Equiformer's attention on a backbone's output features, with one vector an atom.
-
-    Parameters
-    ----------
-    attention : EquiformerAttention
-        From the features' irreps to ``1x1e``.
-    """
-
-    def __init__(self, attention: EquiformerAttention) -> None:
-        super().__init__()
-        self.attention = attention
-        self.orders = [2 * degree + 1 for degree in attention.irreps_in.degrees]
-
-    def forward(self, emb: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Vectors [N, 3] from the backbone's output dictionary."""
-        blocks = emb["node_embedding"].split(self.orders, dim=1)
-        x = self.attention.irreps_in.join(blocks)
-        return self.attention(x, emb["edge_index"], emb["edge_sh"], emb["edge_scalars"])
-
-
-class EquiformerBackbone(FairchemBackbone):
+class EquiformerBackbone(LayeredBackbone):
     """Equiformer's message passing with an update block to be chosen by a subclass.
 
     Inside, node features are flat irreps; the output is ``[N, (lmax_out+1)**2, channels]`` with
@@ -97,6 +74,11 @@ class EquiformerBackbone(FairchemBackbone):
         As of the other backbones; forces cannot be asked for.
     activation_checkpointing : bool
         Recompute layers in the backward pass: less memory, about a third more time.
+    compile_layers : {"never", "training", "always"}
+        Compile first features, layers and the head of vectors on GPUs, see
+        :class:`est_ocp.models.layer_call.LayerCall`.
+    memory_budget : float
+        Share of the activations that compiled layers keep for the backward pass.
     otf_graph : bool
         Build graphs on the fly (True), or use the data's ``edge_index``.
     """
@@ -124,10 +106,12 @@ class EquiformerBackbone(FairchemBackbone):
         direct_forces: bool = True,
         regress_forces: bool = False,
         activation_checkpointing: bool = False,
+        compile_layers: str = "never",
+        memory_budget: float = 1.0,
         otf_graph: bool = True,
         **unknown: Any,
     ) -> None:
-        super().__init__()
+        super().__init__(LayerCall(compile_layers, memory_budget), activation_checkpointing)
         signature = inspect.signature(EquiformerBackbone.__init__).parameters
         unknown_keys(unknown, set(signature) - {"self", "unknown"}, "model.backbone")
         if regress_forces or not direct_forces:
@@ -148,8 +132,6 @@ class EquiformerBackbone(FairchemBackbone):
         self.lmax_sh = lmax_sh
         self.alpha_drop = alpha_drop
         self.max_num_elements = max_num_elements
-        self.activation_checkpointing = activation_checkpointing
-        self.record_gates = False
         self.regress_config = GradRegressConfig(direct_forces=True, forces=False)
         if graph is None or isinstance(graph, Mapping):
             graph = {"cutoff": 5.0, "max_neighbors": 500} | dict(graph or {})
@@ -204,7 +186,7 @@ class EquiformerBackbone(FairchemBackbone):
             Called with this backbone's output dictionary; returns [N, 3].
         """
         vector = IrrepsLayout.of([1], [1])
-        return VectorAttention(self._attention(self.layout_out, vector))
+        return VectorAttention(self._attention(self.layout_out, vector), self.call_layer)
 
     def make_update(self, irreps_out: IrrepsLayout, settings: Any) -> nn.Module:
         """Update block of one layer; called once a layer with the subclass's settings."""
@@ -233,23 +215,7 @@ class EquiformerBackbone(FairchemBackbone):
             For elements or tags outside the model's range, or values that are not finite.
         """
         super().validate_atoms_data(atoms, task_name)
-        self.check_tags(torch.as_tensor(atoms.get_tags()))
-
-    def check_tags(self, tags: torch.Tensor) -> None:
-        """Refuse tags other than OC20's.
-
-        Raises
-        ------
-        DataError
-            Naming the tags.
-        """
-        wrong = (tags < 0) | (tags >= NUM_TAGS)
-        if wrong.any():
-            found = sorted(set(tags[wrong].tolist()))
-            raise DataError(
-                f"tags {found} are not OC20's; set 0 below the surface, 1 on the surface and 2 for "
-                "the adsorbate (ASE's surface builders number the layers instead)"
-            )
+        check_tags(torch.as_tensor(atoms.get_tags()))
 
     def forward(self, data) -> dict[str, Any]:
         """Embed a batch of systems (fairchem ``AtomicData``).
@@ -268,24 +234,14 @@ class EquiformerBackbone(FairchemBackbone):
         tags = torch.zeros_like(atomic_numbers) if tags is None else tags.long()
         if not atomic_numbers.is_cuda:
             self.check_elements(atomic_numbers)
-            self.check_tags(tags)
+            check_tags(tags)
         graph = self.radius_graph(data)
-        edge_scalars = self.distance_basis(graph.distance)
-        edge_sh = edge_harmonics(graph.vec, graph.distance, self.lmax_sh)
+        x, edge_scalars, edge_sh = self.call_layer(
+            self._first_features, atomic_numbers, tags, graph.edge_index, graph.vec, graph.distance
+        )
         edges = (graph.edge_index, edge_sh, edge_scalars)
-
-        scalars = self.atom_embedding(atomic_numbers) + self.tag_embedding(tags)
-        x = self.edge_degree_embedding(*edges, len(atomic_numbers))
-        x = x + nn.functional.pad(scalars, (0, self.layout.dim - scalars.shape[1]))
-        arguments = (*edges, data.batch, data.natoms.numel())
-        embedding: dict[str, Any] = {}
-        if self.record_gates:
-            with GateRecorder(self) as recorder:
-                x = self._run_blocks(x, *arguments)
-            embedding["gates"] = recorder
-        else:
-            x = self._run_blocks(x, *arguments)
-        return embedding | {
+        x, gates = self.run_blocks(x, *edges, data.batch, data.natoms.numel())
+        return gates | {
             "node_embedding": torch.cat(self.layout_out.split(self.norm(x)), dim=1),
             "edge_index": graph.edge_index,
             "edge_scalars": edge_scalars,
@@ -294,14 +250,21 @@ class EquiformerBackbone(FairchemBackbone):
             "batch": data.batch,
         }
 
-    def _run_blocks(self, x: torch.Tensor, *arguments: Any) -> torch.Tensor:
-        recompute = self.activation_checkpointing and torch.is_grad_enabled()
-        for block in self.blocks:
-            if recompute:
-                x = checkpoint(block, x, *arguments, use_reentrant=False)
-            else:
-                x = block(x, *arguments)
-        return x
+    def _first_features(
+        self,
+        atomic_numbers: torch.Tensor,
+        tags: torch.Tensor,
+        edge_index: torch.Tensor,
+        vec: torch.Tensor,
+        distance: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Node features before the first layer, radial basis, harmonics, in the model's type."""
+        edge_scalars = self.distance_basis(distance)
+        edge_sh = edge_harmonics(vec, distance, self.lmax_sh).to(edge_scalars.dtype)
+        scalars = self.atom_embedding(atomic_numbers) + self.tag_embedding(tags)
+        x = self.edge_degree_embedding(edge_index, edge_sh, edge_scalars, len(atomic_numbers))
+        x = x + nn.functional.pad(scalars, (0, self.layout.dim - scalars.shape[1]))
+        return x, edge_scalars, edge_sh
 
 
 @registry.register_model("est_equiformer")

@@ -14,12 +14,11 @@ import torch
 from fairchem.core.common.registry import registry
 from fairchem.core.models.uma.escn_md import GradRegressConfig
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
 from est_ocp.errors import ConfigError, unknown_keys
 from est_ocp.models.graph import RadiusGraph
-from est_ocp.models.interface import FairchemBackbone
 from est_ocp.models.layer_call import LayerCall
+from est_ocp.models.layered import LayeredBackbone
 from est_ocp.models.settings import (
     GraphSettings,
     GridUpdateSettings,
@@ -33,7 +32,6 @@ from est_ocp.nn import (
     EquiformerV2Attention,
     EquivariantLayerNorm,
     ESTUpdateBlock,
-    GateRecorder,
     GaussianBasis,
     GridFeedForward,
     TransformerBlock,
@@ -46,7 +44,7 @@ from est_ocp.nn.graph_attention import in_autocast_dtype
 AVG_DEGREE = 23.395238876342773
 
 
-class EquiformerV2Backbone(FairchemBackbone):
+class EquiformerV2Backbone(LayeredBackbone):
     """EquiformerV2's message passing with an update block to be chosen by a subclass.
 
     Node features are ``[N, (lmax+1)**2, channels]``, e3nn's convention, component normalised.
@@ -79,11 +77,12 @@ class EquiformerV2Backbone(FairchemBackbone):
         Recompute layers in the backward pass: less memory, about a third more time.
     compile_layers : {"never", "training", "always"}
         Compile frames, layers and the force head on GPUs, see
-        :class:`est_ocp.models.layer_call.LayerCall`.
+        :class:`est_ocp.models.layer_call.LayerCall`. Conservative models are never compiled.
     memory_budget : float
         Share of the activations that compiled layers keep for the backward pass.
     fused_kernels : bool
-        Use the Triton kernels where they apply (:mod:`est_ocp.nn.triton`).
+        Use the Triton kernels where they apply (:mod:`est_ocp.nn.triton`); never in conservative
+        models.
     otf_graph : bool
         Build graphs on the fly (True), or use the data's ``edge_index``.
     """
@@ -116,7 +115,10 @@ class EquiformerV2Backbone(FairchemBackbone):
         otf_graph: bool = True,
         **unknown: Any,
     ) -> None:
-        super().__init__()
+        # Conservative training differentiates twice; compiled layers and fused kernels cannot.
+        twice = regress_forces and not direct_forces
+        call_layer = LayerCall(compile_layers, memory_budget, allowed=not twice)
+        super().__init__(call_layer, activation_checkpointing)
         signature = inspect.signature(EquiformerV2Backbone.__init__).parameters
         unknown_keys(unknown, set(signature) - {"self", "unknown"}, "model.backbone")
         if not 0 <= mmax <= lmax:
@@ -124,12 +126,8 @@ class EquiformerV2Backbone(FairchemBackbone):
         self.lmax, self.mmax, self.channels = lmax, mmax, channels
         self.max_num_elements = max_num_elements
         self.weight_init = weight_init
-        self.activation_checkpointing = activation_checkpointing
-        self.call_layer = LayerCall(compile_layers, memory_budget)
-        self.record_gates = False
         self.regress_config = GradRegressConfig(direct_forces=direct_forces, forces=regress_forces)
-        # Conservative training differentiates twice, which fused kernels cannot.
-        self.fused_kernels = fused_kernels and not self.conservative
+        self.fused_kernels = fused_kernels and not twice
         self.graph_settings = from_mapping(GraphSettings, graph, "model.backbone.graph")
         self.message_settings = from_mapping(MessageSettings, message, "model.backbone.message")
         settings = from_mapping(self.update_settings, update, "model.backbone.update")
@@ -227,14 +225,8 @@ class EquiformerV2Backbone(FairchemBackbone):
         arguments = (
             atomic_numbers, edge_scalars, graph.edge_index, wigner, data.batch, num_graphs, order
         )  # fmt: skip
-        embedding: dict[str, Any] = {}
-        if self.record_gates:
-            with GateRecorder(self) as recorder:
-                x = self._run_blocks(x, *arguments)
-            embedding["gates"] = recorder
-        else:
-            x = self._run_blocks(x, *arguments)
-        return embedding | {
+        x, gates = self.run_blocks(x, *arguments)
+        return gates | {
             "node_embedding": self.norm(x),
             "edge_index": graph.edge_index,
             "edge_scalars": edge_scalars,
@@ -262,15 +254,6 @@ class EquiformerV2Backbone(FairchemBackbone):
             atomic_numbers, edge_scalars, edge_index, wigner, len(atomic_numbers), order
         )
         return x, edge_scalars, in_autocast_dtype(wigner)
-
-    def _run_blocks(self, x: torch.Tensor, *arguments: Any) -> torch.Tensor:
-        recompute = self.activation_checkpointing and torch.is_grad_enabled()
-        for block in self.blocks:
-            if recompute:
-                x = checkpoint(self.call_layer, block, x, *arguments, use_reentrant=False)
-            else:
-                x = self.call_layer(block, x, *arguments)
-        return x
 
 
 @registry.register_model("est_eqv2")

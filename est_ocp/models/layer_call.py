@@ -6,12 +6,17 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch._dynamo import config as dynamo_config
 from torch._functorch import config as functorch_config
 
 from est_ocp.errors import ConfigError
 
 #: When layers are compiled.
 MODES = ("never", "training", "always")
+
+#: Graphs that may be compiled: each kind of layer, with gradients and without. At its default of
+#: 8 PyTorch would run further kinds as they are.
+MAX_GRAPHS = 64
 
 
 class LayerCall:
@@ -25,6 +30,8 @@ class LayerCall:
     memory_budget : float
         Share of the activations that a compiled layer keeps for its backward pass, 0 to 1; the
         others are computed again.
+    allowed : bool
+        False: never compile, whatever the mode, because the layers are differentiated twice.
 
     Raises
     ------
@@ -32,7 +39,9 @@ class LayerCall:
         If the mode is unknown or the budget is not in 0..1.
     """
 
-    def __init__(self, mode: str = "never", memory_budget: float = 1.0) -> None:
+    def __init__(
+        self, mode: str = "never", memory_budget: float = 1.0, allowed: bool = True
+    ) -> None:
         if mode not in MODES:
             raise ConfigError(
                 f"model.backbone.compile_layers must be one of {', '.join(MODES)}, not '{mode}'"
@@ -43,16 +52,20 @@ class LayerCall:
             )
         self.mode = mode
         self.memory_budget = memory_budget
+        self.allowed = allowed
 
     def __call__(self, layer: Callable[..., Any], *arguments: Any) -> Any:
         """Return ``layer(*arguments)``; the first argument is a tensor."""
         if not self._wanted(arguments[0].device):
             return layer(*arguments)
-        with functorch_config.patch(activation_memory_budget=self.memory_budget):
+        with (
+            functorch_config.patch(activation_memory_budget=self.memory_budget),
+            dynamo_config.patch(recompile_limit=MAX_GRAPHS),
+        ):
             return _compiled(layer, *arguments)
 
     def _wanted(self, device: torch.device) -> bool:
-        if device.type != "cuda" or self.mode == "never":
+        if device.type != "cuda" or self.mode == "never" or not self.allowed:
             return False
         return self.mode == "always" or torch.is_grad_enabled()
 

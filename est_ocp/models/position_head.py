@@ -2,12 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from fairchem.core.common.registry import registry
 from fairchem.core.models.base import HeadInterface
 from torch import nn
 
 from est_ocp.errors import ConfigError
+from est_ocp.models.layer_call import LayerCall
+from est_ocp.nn.equiformer import EquiformerAttention
+
+
+class VectorAttention(nn.Module):
+    """Equiformer's attention on a backbone's output features, with one vector an atom.
+
+    Parameters
+    ----------
+    attention : EquiformerAttention
+        From the features' irreps to ``1x1e``.
+    call_layer : LayerCall
+        The backbone's.
+    """
+
+    def __init__(self, attention: EquiformerAttention, call_layer: LayerCall) -> None:
+        super().__init__()
+        self.attention = attention
+        self.call_layer = call_layer
+        self.orders = [2 * degree + 1 for degree in attention.irreps_in.degrees]
+
+    def forward(self, emb: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Vectors [N, 3] from the backbone's output dictionary."""
+        blocks = emb["node_embedding"].split(self.orders, dim=1)
+        x = self.attention.irreps_in.join(blocks)
+        edges = (emb["edge_index"], emb["edge_sh"], emb["edge_scalars"])
+        return self.call_layer(self.attention, x, *edges)
 
 
 @registry.register_model("est_position_delta_head")

@@ -171,6 +171,15 @@ def test_bf16_autocast_stays_close(baseline):
     assert (e16 - e).abs().max() < BF16_RELATIVE * e.abs().max()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_positions_may_have_another_precision_than_the_model(dtype):
+    other = torch.float64 if dtype == torch.float32 else torch.float32
+    made = model(dtype, vectors=True)
+    same, mixed = (both(made, systems.collate([systems.slab()], kind)) for kind in (dtype, other))
+    for mine, theirs in zip(mixed, same, strict=True):
+        torch.testing.assert_close(mine.to(theirs.dtype), theirs, atol=1e-4, rtol=1e-4)
+
+
 def test_dropout_in_training_only():
     data = tagged()
     made = model(alpha_drop=0.3, drop_path=0.3)
