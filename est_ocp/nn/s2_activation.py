@@ -14,7 +14,7 @@ from est_ocp.nn.coefficient_index import (
     order_major_index,
     truncation_rescale,
 )
-from est_ocp.nn.triton.support import can_fuse
+from est_ocp.nn.triton.support import can_fuse, matrices_fit
 from est_ocp.sphere import ConstantBuffers, SphereRule, spherical_harmonics
 
 
@@ -75,7 +75,7 @@ class SeparableS2Activation(ConstantBuffers):
         Orders of the result, default ``mmax``.
     fused : bool
         Use the fused kernel on GPUs, which never writes the values at the points to memory. It
-        has no second derivative.
+        has no second derivative, and is not used where the matrices exceed a GPU's shared memory.
 
     Attributes
     ----------
@@ -97,11 +97,11 @@ class SeparableS2Activation(ConstantBuffers):
         self.rule_name = rule.name
         self.lmax = lmax
         self.mmax = mmax
-        self.fused = fused
         self.mmax_out = mmax if mmax_out is None else min(mmax, mmax_out)
         to_points, from_points = activation_matrices(rule, lmax, mmax)
         rows = order_major_index(lmax, mmax)
         rows_out = rows[1 : num_frame_rows(lmax, self.mmax_out)]
+        self.fused = fused and matrices_fit(len(rows), len(rows_out), len(to_points))
         self.register_constant("to_points_matrix", to_points[:, rows])
         self.register_constant("from_points_matrix", from_points[rows_out])
 

@@ -79,3 +79,14 @@ def test_fewer_orders_out_are_a_prefix(mmax_out: int) -> None:
     full = SeparableS2Activation(rule, 4, 2)(scalars, x)
     assert part.shape[1] == num_frame_rows(4, mmax_out)
     torch.testing.assert_close(part, full[:, : part.shape[1]])
+
+
+def test_matrices_too_large_for_shared_memory_are_not_fused() -> None:
+    def fused(lmax: int, mmax: int, points: int) -> bool:
+        return SeparableS2Activation(make_rule("lebedev", points), lmax, mmax).fused
+
+    assert fused(4, 2, 110)
+    assert fused(6, 2, 194)
+    assert not fused(6, 2, 590)
+    assert not fused(6, 6, 302)
+    assert not SeparableS2Activation(make_rule("lebedev", 26), 2, 2, fused=False).fused

@@ -9,6 +9,10 @@ import torch
 #: Triton's matrix products want blocks of at least this many rows and columns.
 SMALLEST_BLOCK = 16
 
+#: Bytes that the two matrices of the fused S2 activation may take of a GPU's shared memory; the
+#: smallest of current GPUs have 99 KiB a block.
+MATRIX_BYTES = 64 * 1024
+
 
 def can_fuse(x: torch.Tensor) -> bool:
     """Whether the fused kernels apply to a tensor.
@@ -26,3 +30,16 @@ def can_fuse(x: torch.Tensor) -> bool:
 def block_size(size: int) -> int:
     """Smallest power of two that holds `size` and that Triton's products accept."""
     return max(SMALLEST_BLOCK, 1 << (size - 1).bit_length())
+
+
+def matrices_fit(rows: int, rows_out: int, points: int) -> bool:
+    """Whether the fused S2 activation can hold its two matrices, in float32.
+
+    Parameters
+    ----------
+    rows, rows_out : int
+        Coefficients of the input and of the result.
+    points : int
+        Points on the sphere.
+    """
+    return 4 * (block_size(rows) + block_size(rows_out)) * block_size(points) <= MATRIX_BYTES
