@@ -72,8 +72,17 @@ class EnergyHead(nn.Module, HeadInterface):
             return {"energy": self.node_energy(x, emb["batch"], data.natoms)}
 
 
+class AttentionHead(nn.Module, HeadInterface):
+    """Base of heads that are one more graph attention."""
+
+    @property
+    def use_amp(self) -> bool:
+        """Follow the surrounding autocast: fairchem would switch it off for heads."""
+        return torch.is_autocast_enabled("cuda") or torch.is_autocast_enabled("cpu")
+
+
 @registry.register_model("est_force_head")
-class ForceHead(nn.Module, HeadInterface):
+class ForceHead(AttentionHead):
     """Direct forces ``{"forces": [N, 3]}``: EquiformerV2's graph attention with vector output.
 
     Only degree 1 is computed and rotated back from the edges' frames, so every parameter counts.
@@ -89,11 +98,6 @@ class ForceHead(nn.Module, HeadInterface):
         self.call_layer = backbone.call_layer
         self.attention = backbone.make_attention(1, lmin_out=1, lmax_out=1, out_bias=False)
         init_weights(self, backbone.weight_init)
-
-    @property
-    def use_amp(self) -> bool:
-        """Follow the surrounding autocast: fairchem would switch it off for heads."""
-        return torch.is_autocast_enabled("cuda") or torch.is_autocast_enabled("cpu")
 
     def forward(self, data, emb) -> dict[str, torch.Tensor]:
         """Return the forces of the batch's atoms."""

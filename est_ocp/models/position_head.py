@@ -6,10 +6,10 @@ from collections.abc import Mapping
 
 import torch
 from fairchem.core.common.registry import registry
-from fairchem.core.models.base import HeadInterface
 from torch import nn
 
 from est_ocp.errors import ConfigError
+from est_ocp.models.heads import AttentionHead
 from est_ocp.models.layer_call import LayerCall
 from est_ocp.nn.equiformer import EquiformerAttention
 
@@ -40,7 +40,7 @@ class VectorAttention(nn.Module):
 
 
 @registry.register_model("est_position_delta_head")
-class PositionDeltaHead(nn.Module, HeadInterface):
+class PositionDeltaHead(AttentionHead):
     """Displacements to the relaxed structure, ``{"position_delta": [N, 3]}``.
 
     As in Equiformer (arXiv 2206.11990, section 5.3): one more graph attention on the backbone's
@@ -69,11 +69,6 @@ class PositionDeltaHead(nn.Module, HeadInterface):
                 "model/heads=energy)"
             )
         self.attention = make()
-
-    @property
-    def use_amp(self) -> bool:
-        """Follow the surrounding autocast: fairchem would switch it off for heads."""
-        return torch.is_autocast_enabled("cuda") or torch.is_autocast_enabled("cpu")
 
     def forward(self, data, emb) -> dict[str, torch.Tensor]:
         """Return the displacements of the batch's atoms."""
