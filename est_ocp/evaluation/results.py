@@ -86,7 +86,7 @@ class Results:
                 if tasks
                 else "there are no predictions to evaluate"
             )
-        model = {name: metrics_of(p) for name, p in splits.items()}
+        model = {name: _metrics_of_split(name, p) for name, p in splits.items()}
         trivial = {}
         if train_mean_energy is not None:
             trivial = {
@@ -159,6 +159,13 @@ class Results:
                 for split, metrics in content[predictor].items():
                     values = [metrics[name] for name in names]
                     writer.writerow([split, predictor, self.size(split), *values])
+
+
+def _metrics_of_split(name: str, predictions: SplitPredictions) -> dict[str, float]:
+    try:
+        return metrics_of(predictions)
+    except DataError as error:
+        raise DataError(f"the split '{name}': {error}") from None
 
 
 def text_table(head: Sequence[str], cells: Sequence[Sequence[str]]) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -220,3 +222,9 @@ def test_published_figures_have_sources_and_stand_beside_ours(task, predictions,
     few = published_text(Results.of({"val_id": one}))
     own = next(line for line in few.splitlines() if line.startswith("this checkpoint"))
     assert own.split()[-4:] == ["-"] * 4
+
+
+def test_a_split_that_is_not_finite_is_named(predictions):
+    bad = replace(predictions, energy=predictions.energy * np.nan)
+    with pytest.raises(DataError, match="the split 'val_ood_ads': predictions or labels are not"):
+        Results.of({"val_id": predictions, "val_ood_ads": bad})
