@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -76,7 +77,17 @@ def get_dataloader(
         # Each iterator draws a seed; from the global generator, that would shift the dropout of a
         # resumed training, whose iterators begin elsewhere.
         generator=torch.Generator(),
+        worker_init_fn=spare_inherited_objects,
     )
+
+
+def spare_inherited_objects(worker: int) -> None:
+    """Keep a forked worker's garbage collector away from what it inherited.
+
+    Where CUDA objects of an earlier model are among the garbage, finalising them in a forked
+    process aborts it. Not touching inherited objects also leaves their memory shared.
+    """
+    gc.freeze()
 
 
 def release_workers(loader: DataLoader) -> None:

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from est_ocp.data import release_workers
+from est_ocp.data.loader import spare_inherited_objects
 from est_ocp.errors import ConfigError, ESTError
 from est_ocp.evaluation.checkpoint import load_unit, quiet
 from est_ocp.evaluation.predictions import SplitPredictions, read_stamp
@@ -152,6 +153,7 @@ class PredictRunner(Runner):
             multiprocessing_context=self.dataloader.multiprocessing_context,
             pin_memory=self.dataloader.pin_memory,
             generator=torch.Generator(),
+            worker_init_fn=spare_inherited_objects,
         )
         rows: dict[str, list[np.ndarray]] = {}
         try:

@@ -50,7 +50,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=1e6, help="time after which to stop")
     parser.add_argument("--structures", type=int, help="only so many, to try it out")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: a GPU if there is one")
-    parser.add_argument("--loader-workers", type=int, help="default: 1 with a GPU, else 0")
+    parser.add_argument("--loader-workers", type=int, default=0)
     parser.add_argument("overrides", nargs="*", help="Hydra overrides of every training")
     return parser.parse_args(argv)
 
@@ -175,14 +175,13 @@ def main(argv: list[str] | None = None) -> None:
     import torch
 
     device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    workers = arguments.loader_workers
     settings = Settings(
         out=str(out),
         epochs=arguments.epochs,
         batch_size=arguments.batch_size,
         lr=arguments.lr,
         device=device,
-        loader_workers=workers if workers is not None else int(device == "cuda"),
+        loader_workers=arguments.loader_workers,
         overrides=tuple(arguments.overrides),
     )
     check_settings(out, settings, arguments)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import gc
 import multiprocessing
+import os
 
 import pytest
 import torch
@@ -182,3 +184,38 @@ def test_released_workers_end_at_once_and_come_back(split):
         release_workers(loader)
         assert not any(worker.is_alive() for worker in workers)
     release_workers(loader)
+
+
+class Finalised:
+    """Says so in a file when it is collected; a cycle, so that only the collector finds it."""
+
+    def __init__(self, file):
+        self.file = file
+        self.myself = self
+
+    def __del__(self):
+        self.file.write_text(str(os.getpid()))
+
+
+def test_workers_leave_the_garbage_of_their_parent_alone(split, tmp_path):
+    """CUDA objects among it would abort them."""
+    ended = tmp_path / "ended"
+    made = collate(tasks())
+
+    def collect_and_collate(systems):
+        gc.collect()
+        return made(systems)
+
+    gc.disable()
+    try:
+        Finalised(ended)
+        loader = get_dataloader(
+            split, functools.partial(FixedSizeBatchSampler, batch_size=4), collect_and_collate, 1
+        )
+        assert sum(len(batch.natoms) for batch in loader) == 11
+        release_workers(loader)
+        assert not ended.exists()
+    finally:
+        gc.enable()
+    gc.collect()
+    assert ended.read_text() == str(os.getpid())
