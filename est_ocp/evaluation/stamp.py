@@ -40,7 +40,7 @@ def sha256(file: str | Path) -> str:
 
 
 def data_stamp(dataset: Any) -> dict[str, Any]:
-    """Return what identifies a split's data: settings, files' sizes, and number of records.
+    """Return what identifies a split's data: settings, number of records, files' sizes and dates.
 
     Parameters
     ----------
@@ -50,12 +50,13 @@ def data_stamp(dataset: Any) -> dict[str, Any]:
     base = dataset.dataset if isinstance(dataset, Subset) else dataset
     config = {str(k): _plain(v) for k, v in getattr(base, "config", {}).items()}
     shards = getattr(base, "shards", None)
-    sizes = [file.stat().st_size for file in shards.files] if shards is not None else []
+    files = [file.stat() for file in shards.files] if shards is not None else []
     return {
         "class": type(base).__name__,
         "config": config,
         "records": len(dataset),
-        "bytes": sum(sizes),
+        "bytes": sum(file.st_size for file in files),
+        "modified": max((file.st_mtime_ns for file in files), default=0),
     }
 
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -15,46 +13,9 @@ import numpy as np
 import pytest
 
 from est_ocp.cli.main import main
-from est_ocp.data import load_demo_frames, write_oc20_lmdb
-from est_ocp.data.demo_splits import TEST_SPLITS, unlabelled_records
-from tests.training.launch import CONFIGS, DEBUG, DEBUG_IS2RE, run_command
-
-SPLITS = ("val_id", "val_ood_ads", "val_ood_cat", "val_ood_both")
-PROGRAM = str(Path(sys.executable).with_name("est-ocp"))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _own_cache(tmp_path_factory):
-    """Keep indexes of the tests' data out of the user's cache."""
-    before = os.environ.get("EST_OCP_CACHE")
-    os.environ["EST_OCP_CACHE"] = str(tmp_path_factory.mktemp("cache"))
-    yield
-    if before is None:
-        del os.environ["EST_OCP_CACHE"]
-    else:
-        os.environ["EST_OCP_CACHE"] = before
-
-
-@pytest.fixture(scope="module")
-def s2ef(tiny_run, tiny_data, tmp_path_factory):
-    """Arguments for the S2EF run and its data, now with test splits too."""
-    data = tmp_path_factory.mktemp("s2ef")
-    shutil.copytree(tiny_data, data, dirs_exist_ok=True)
-    frames = load_demo_frames()
-    for split in TEST_SPLITS:
-        labelled = frames.of_split(split.replace("test", "val"))
-        records = list(unlabelled_records(labelled, with_fid=True))[:5]
-        write_oc20_lmdb(data / split, records, shards=2)
-    return ["--checkpoint", str(tiny_run), "--config", str(DEBUG), f"data.root={data}"]
-
-
-@pytest.fixture(scope="module")
-def is2re(tiny_is2re_run, tiny_is2re):
-    """Arguments for the IS2RE run and its data."""
-    return [
-        "--checkpoint", str(tiny_is2re_run), "--config", str(DEBUG_IS2RE),
-        f"data.root={tiny_is2re}",
-    ]  # fmt: skip
+from est_ocp.data.demo_splits import TEST_SPLITS
+from tests.cli.words import PROGRAM, SPLITS, data_of, error_of
+from tests.training.launch import CONFIGS, run_command
 
 
 @pytest.fixture(scope="module")
@@ -63,21 +24,6 @@ def evaluated(s2ef, tmp_path_factory):
     out = tmp_path_factory.mktemp("evaluated")
     assert main(["evaluate", *s2ef, "--out", str(out), "eval_batch_size=2"]) == 0
     return out
-
-
-def data_of(arguments: list[str]) -> Path:
-    return Path(arguments[-1].removeprefix("data.root="))
-
-
-def error_of(arguments, capsys) -> str:
-    """Run a command that must fail and return its one line."""
-    capsys.readouterr()
-    assert main(arguments) == 2
-    err = capsys.readouterr().err
-    lines = [line for line in err.splitlines() if line.startswith("est-ocp: error:")]
-    assert len(lines) == 1
-    assert "Traceback" not in err
-    return lines[0]
 
 
 def independent(file: Path) -> dict[str, float]:
@@ -211,73 +157,6 @@ def test_a_killed_evaluation_goes_on_with_the_split_it_had_reached(s2ef, evaluat
         assert_same_file(evaluated, tmp_path, split)
 
 
-@pytest.mark.slow
-def test_an_error_on_one_of_two_ranks_is_one_line(s2ef, tmp_path):
-    data = broken(data_of(s2ef), tmp_path / "data", not_a_number)
-    done = subprocess.run(
-        [
-            PROGRAM, "evaluate", *s2ef[:-1], f"data.root={data}", "--out", str(tmp_path / "out"),
-            "job.scheduler.ranks_per_node=2", "eval_batch_size=2",
-        ],
-        capture_output=True, text=True, timeout=240, check=False,
-    )  # fmt: skip
-    assert done.returncode == 2
-    assert done.stderr.count("est-ocp: error:") == 1
-    assert "record 3 of" in done.stderr
-    assert "Traceback" not in done.stderr
-    assert (tmp_path / "out" / "val_id.npz").is_file()
-
-
-def not_a_number(records):
-    records[3]["pos"] = records[3]["pos"] * np.nan
-
-
-def broken(data: Path, folder: Path, change) -> Path:
-    """Copy validation data with a change to val_ood_cat's records."""
-    for split in SPLITS:
-        shutil.copytree(data / split, folder / split)
-    records = [dict(r) for r in load_demo_frames().of_split("val_ood_cat").records()][:5]
-    change(records)
-    write_oc20_lmdb(folder / "val_ood_cat", records, overwrite=True)
-    return folder
-
-
-def repeat_an_id(records):
-    records[4]["sid"], records[4]["fid"] = records[1]["sid"], records[1]["fid"]
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [(not_a_number, "'pos' that are not finite"), (repeat_an_id, "occurs twice in the split")],
-)
-def test_bad_records_are_one_error_each(change, message, s2ef, tmp_path, capsys):
-    data = broken(data_of(s2ef), tmp_path / "data", change)
-    command = ["evaluate", *s2ef[:-1], f"data.root={data}", "--out", str(tmp_path / "out")]
-    error = error_of([*command, "--splits", "val_ood_cat"], capsys)
-    assert message in error
-    assert "val_ood_cat" in error
-
-
-def test_missing_and_truncated_splits_are_one_error_each(s2ef, tmp_path, capsys):
-    data = broken(data_of(s2ef), tmp_path / "data", list)
-    command = ["evaluate", *s2ef[:-1], f"data.root={data}", "--out", str(tmp_path / "out")]
-    file = data / "val_ood_cat" / "data.0000.lmdb"
-    whole = file.read_bytes()
-    file.write_bytes(whole[: len(whole) // 2])
-    assert "is truncated" in error_of(command, capsys)
-    shutil.rmtree(file.parent)
-    assert "there is no folder or file" in error_of(command, capsys)
-    assert "has no split 'val_odd'" in error_of([*command, "--splits", "val_odd"], capsys)
-
-
-def test_a_split_without_labels_names_predict(s2ef, is2re, tmp_path, capsys):
-    for arguments in (s2ef, is2re):
-        command = ["evaluate", *arguments, "--splits", "test_id", "--out", str(tmp_path)]
-        error = error_of(command, capsys)
-        assert "'test_id' has no labels" in error
-        assert "`est-ocp predict`" in error
-
-
 def test_a_prediction_config_takes_the_checkpoint_of_the_command(is2re, tmp_path, capsys):
     (tmp_path / "oc20" / "is2re").mkdir(parents=True)
     (tmp_path / "oc20" / "is2re" / "all").symlink_to(data_of(is2re) / "is2re")
@@ -288,23 +167,6 @@ def test_a_prediction_config_takes_the_checkpoint_of_the_command(is2re, tmp_path
     assert main([*command, *words]) == 0
     assert main(["submission", "check", str(out), "--config", *config]) == 0
     assert capsys.readouterr().out.count("ids are unique and complete\n") == 2
-
-
-def test_a_checkpoint_of_the_other_task_is_refused(s2ef, is2re, tmp_path, capsys):
-    for a, b in ((s2ef, is2re), (is2re, s2ef)):
-        error = error_of(["evaluate", *a[:2], *b[2:], "--out", str(tmp_path)], capsys)
-        assert "predicts S2EF" in error or "predicts IS2RE" in error
-        assert "name a config of the checkpoint's task" in error
-
-
-def test_wrong_arguments_are_one_line(capsys, monkeypatch):
-    assert "name one of" in error_of(["evaluate"], capsys)
-    assert "name --predictions" in error_of(["submission", "make", "--out", "a.npz"], capsys)
-    assert "not a readable npz" in error_of(["submission", "check", "nothing.npz"], capsys)
-    assert "no predictions" in error_of(["evaluate", "--predictions", "nowhere"], capsys)
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    error = error_of(["evaluate", "--predictions", "nowhere", "--plots"], capsys)
-    assert "pip install 'est-ocp[report]'" in error
 
 
 @pytest.mark.parametrize("form", [["all", "sid_fid"], ["free", "sid"]])
