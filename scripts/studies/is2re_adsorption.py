@@ -225,6 +225,8 @@ def main(argv: list[str] | None = None) -> None:
             print(f"{job.name} failed:\n{error}", flush=True)
             continue
         mae = keep(out, job, entries, folds[job.held_out], result | {"epochs": settings.epochs})
+        if not ran:
+            keep_origin(out, arguments.by, shown_command(argv or sys.argv[1:], arguments))
         ran += 1
         print(
             f"[{ran}/{len(missing)}] {job.name}: MAE {mae:.3f} eV, {result['steps']} steps, "
@@ -232,9 +234,6 @@ def main(argv: list[str] | None = None) -> None:
             flush=True,
         )
     print(f"{ran} of {len(missing)} trainings ran, {len(failed)} failed")
-    if ran:
-        command = shown_command(argv or sys.argv[1:], arguments)
-        keep_origin(out, arguments.by, command)
     page = arguments.page or out / "is2re_adsorption.md"
     write_page(page, out, arguments.by, settings, moved)
     print(f"page: {page}")
