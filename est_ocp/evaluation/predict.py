@@ -91,10 +91,9 @@ class PredictRunner(Runner):
         try:
             return self._run()
         except ESTError as error:
-            plain = without_worker_traceback(error)
             if self.error_file is None:
-                raise plain from None
-            _leave(Path(self.error_file), str(plain))
+                raise
+            _leave(Path(self.error_file), str(error))
         finally:
             torch.set_num_threads(threads)
 
@@ -208,15 +207,6 @@ def merge(parts: Sequence[dict[str, np.ndarray]]) -> SplitPredictions:
         if key in fields and not np.isfinite(fields[key]).all():
             fields[key] = None
     return SplitPredictions(**fields)
-
-
-def without_worker_traceback(error: ESTError) -> ESTError:
-    """Return an error as it was raised, where a loader's worker process has wrapped it."""
-    text = str(error)
-    if not text.startswith("Caught "):
-        return error
-    mark = f".{type(error).__name__}: "
-    return type(error)(text.rpartition(mark)[2].strip() if mark in text else text)
 
 
 def _set_threads() -> None:
