@@ -27,15 +27,30 @@ def test_help_names_every_subcommand(capsys):
     assert "fairchem --config" in out
 
 
+def loaded_after(code: str) -> set[str]:
+    """Top-level modules outside the standard library that code brings into a fresh process."""
+    code = f"import sys; before = set(sys.modules); {code}; print(*set(sys.modules) - before)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    names = {name.split(".")[0] for name in done.stdout.splitlines()[-1].split()}
+    return names - set(sys.stdlib_module_names)
+
+
 def test_the_command_line_itself_imports_nothing_heavy():
+    code = "; ".join(f"build_parser('{name}')" for name in COMMANDS)
+    assert loaded_after(f"from est_ocp.cli.main import build_parser; {code}") == {"est_ocp"}
+
+
+def test_the_layers_alone_do_not_load_fairchem():
+    assert "fairchem" not in loaded_after("import est_ocp.sphere, est_ocp.nn.est_update")
+
+
+def test_the_package_registers_its_models_where_fairchem_is_loaded():
     code = (
-        "import sys, est_ocp; before = set(sys.modules);"
-        "from est_ocp.cli.main import build_parser; build_parser('evaluate');"
-        "new = {m.split('.')[0] for m in set(sys.modules) - before};"
-        "print(sorted(new - set(sys.stdlib_module_names) - {'est_ocp'}))"
+        "import fairchem.core, est_ocp; from fairchem.core.common.registry import registry;"
+        "print(registry.get_model_class('est_eqv2').__module__)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == "[]"
+    assert done.stdout.splitlines()[-1] == "est_ocp.models.equiformer_v2"
 
 
 @pytest.mark.parametrize(
