@@ -9,6 +9,7 @@ from est_ocp.nn.balance_loss import expert_usage, load_balance_loss
 from est_ocp.nn.drop import EquivariantDropout, GraphDropPath
 from est_ocp.nn.edge_degree_embedding import EdgeDegreeEmbedding
 from est_ocp.nn.edge_frame import EdgeFrame
+from est_ocp.nn.envelope import PolynomialEnvelope
 from est_ocp.nn.est_update import ESTUpdateBlock
 from est_ocp.nn.expert_gate import ExpertGate, ExpertGateMLP
 from est_ocp.nn.gate_recorder import GateRecorder
@@ -41,6 +42,7 @@ __all__ = [
     "GraphDropPath",
     "GridFeedForward",
     "MixtureOfHybridExperts",
+    "PolynomialEnvelope",
     "RadialMLP",
     "SO2Convolution",
     "SO3Linear",

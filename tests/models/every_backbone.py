@@ -1,0 +1,94 @@
+"""A small instance of every backbone that the package registers, for tests that hold for all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from est_ocp.models import (
+    EquiformerBaseline,
+    EquiformerEST,
+    EquiformerV2Baseline,
+    EquiformerV2EST,
+    SchNetBaseline,
+)
+from tests.models.small import merge
+
+#: No neighbour is ever left out: truncation is neither smooth nor exact where distances tie.
+GRAPH = {"cutoff": 3.5, "max_neighbors": 100_000}
+
+#: Points enough that what is left of sampling errors is small, see `tests/tolerances.py`.
+FINE_RULE = {"kind": "lebedev", "num_points": 194}
+
+EST_UPDATE: dict[str, Any] = {
+    "rule": FINE_RULE,
+    "num_spherical_experts": 2,
+    "spherical_expert_channels": 8,
+    "num_steerable_experts": 2,
+    "steerable_expert_channels": 6,
+}
+EQUIFORMER_V2: dict[str, Any] = {
+    "lmax": 2,
+    "mmax": 1,
+    "num_layers": 2,
+    "channels": 6,
+    "graph": GRAPH,
+    "num_distance_basis": 8,
+    "message": {
+        "hidden_channels": 4,
+        "num_heads": 2,
+        "alpha_channels": 4,
+        "value_channels": 3,
+        "edge_channels": 6,
+        "activation_rule": FINE_RULE,
+    },
+}
+EQUIFORMER: dict[str, Any] = {
+    "irreps": "8x0e+4x1e",
+    "num_layers": 2,
+    "feature_channels": 6,
+    "graph": GRAPH,
+    "num_distance_basis": 8,
+    "message": {
+        "num_heads": 2,
+        "head": "4x0e+2x1e",
+        "hidden": "8x0e+4x1e",
+        "radial_channels": [6, 6],
+    },
+}
+SCHNET: dict[str, Any] = {
+    "channels": 8,
+    "filter_channels": 6,
+    "num_layers": 2,
+    "num_distance_basis": 10,
+    "graph": GRAPH,
+}
+
+
+def maker(cls: type[nn.Module], settings: dict[str, Any]) -> Callable[..., nn.Module]:
+    """Return a function that builds ``cls``; its keyword arguments are merged into `settings`."""
+
+    def make(**changes: Any) -> nn.Module:
+        torch.manual_seed(0)
+        return cls(**merge(settings, changes)).eval()
+
+    return make
+
+
+#: By registered name. Called without arguments, or with changes of settings, such as
+#: ``graph={"envelope": True}``; float32, in evaluation mode, always the same weights.
+BACKBONES: dict[str, Callable[..., nn.Module]] = {
+    "est_eqv2": maker(EquiformerV2EST, EQUIFORMER_V2 | {"update": EST_UPDATE}),
+    "eqv2": maker(
+        EquiformerV2Baseline,
+        EQUIFORMER_V2 | {"update": {"hidden_channels": 6, "rule": FINE_RULE}},
+    ),
+    "est_equiformer": maker(
+        EquiformerEST, EQUIFORMER | {"update": EST_UPDATE | {"hidden_channels": 6}}
+    ),
+    "equiformer": maker(EquiformerBaseline, EQUIFORMER | {"update": {"hidden": "12x0e+6x1e"}}),
+    "est_schnet": maker(SchNetBaseline, SCHNET),
+}
