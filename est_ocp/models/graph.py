@@ -17,6 +17,9 @@ from fairchem.core.graph.compute import generate_graph, get_pbc_distances
 from est_ocp.errors import ConfigError
 from est_ocp.models.settings import GraphSettings
 
+#: Keys under which a batch may carry the graph that the model would build.
+EDGE_INDEX, EDGE_VEC = "graph_edge_index", "graph_edge_vec"
+
 
 @dataclass
 class Graph:
@@ -96,6 +99,10 @@ class RadiusGraph:
                 "graph parallelism is not supported by est-ocp backbones; set "
                 "job.graph_parallel_group_size to null"
             )
+        # Gradients with respect to positions need edges that are functions of them.
+        if EDGE_VEC in data and not data.pos.requires_grad:
+            vec = data[EDGE_VEC]
+            return Graph(data[EDGE_INDEX], vec, torch.linalg.vector_norm(vec, dim=-1))
         # Under autocast fairchem's periodic offsets would be products in bfloat16: errors of 0.1 A.
         with torch.autocast(data.pos.device.type, enabled=False):
             return self._build(data)

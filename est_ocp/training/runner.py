@@ -12,6 +12,8 @@ from fairchem.core.components.train.train_runner import TrainEvalRunner
 
 from est_ocp.data import EvaluationBatchSampler, release_workers
 from est_ocp.errors import CheckpointError, ConfigError
+from est_ocp.models.batch_graph import GraphCollater
+from est_ocp.models.graph import RadiusGraph
 from est_ocp.training.checkpoint import is_complete, latest_checkpoint
 from est_ocp.training.threads import share_cores
 
@@ -27,8 +29,15 @@ class TrainRunner(TrainEvalRunner):
         A mapping lets the command line change or drop one callback by its name.
     max_epochs, max_steps : int, optional
         Length of the training; ``max_steps`` replaces ``max_epochs`` where it is given.
+    loader_graphs : bool
+        Build the radius graphs in the loaders' processes; without such processes nothing changes.
     **options
         Those of fairchem's ``TrainEvalRunner``.
+
+    Raises
+    ------
+    ConfigError
+        If the loaders are to build graphs for a backbone that is not est-ocp's.
     """
 
     def __init__(
@@ -39,9 +48,15 @@ class TrainRunner(TrainEvalRunner):
         callbacks: Mapping[str, Any] | Sequence[Any] | None = None,
         max_epochs: int | None = 1,
         max_steps: int | None = None,
+        loader_graphs: bool = False,
         **options: Any,
     ) -> None:
         share_cores()
+        if loader_graphs:
+            for loader in (train_dataloader, eval_dataloader):
+                loader.collate_fn = GraphCollater(
+                    loader.collate_fn, _radius_graph(train_eval_unit.model)
+                )
         if isinstance(callbacks, Mapping):
             callbacks = list(callbacks.values())
         super().__init__(
@@ -83,8 +98,7 @@ class TrainRunner(TrainEvalRunner):
         """Let the backbone refuse tasks that it cannot serve, before the first step."""
         unit = self.train_eval_unit
         datasets = {name for task in unit.tasks for name in task.datasets}
-        backbone = getattr(unit.model, "module", unit.model).backbone
-        backbone.validate_tasks(
+        _backbone(unit.model).validate_tasks(
             {name: [task for task in unit.tasks if name in task.datasets] for name in datasets}
         )
 
@@ -131,3 +145,18 @@ class TrainRunner(TrainEvalRunner):
             return latest_checkpoint(Path(self.job_config.metadata.checkpoint_dir).parent)
         except CheckpointError:
             return None
+
+
+def _backbone(model: Any) -> Any:
+    """The backbone of a model that may be wrapped for data-parallel training."""
+    return getattr(model, "module", model).backbone
+
+
+def _radius_graph(model: Any) -> RadiusGraph:
+    graph = getattr(_backbone(model), "radius_graph", None)
+    if not isinstance(graph, RadiusGraph):
+        raise ConfigError(
+            f"runner.loader_graphs: {type(_backbone(model)).__name__} builds its graphs itself; "
+            "set it to false"
+        )
+    return graph

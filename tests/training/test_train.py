@@ -260,3 +260,19 @@ def test_going_back_to_an_earlier_checkpoint_replaces_the_later_ones(tiny_run, t
         "runner.train_eval_unit.optimizer_fn.lr=0.01",
     )
     assert (checkpoints / "step_3" / "inference_ckpt.pt").read_bytes() != before
+
+
+def test_graphs_built_by_loader_processes_change_no_loss(tiny_data, tiny_run, tmp_path):
+    train(
+        DEBUG,
+        f"data.root={tiny_data}",
+        f"job.run_dir={tmp_path}",
+        "job.timestamp_id=run",
+        "steps=6",
+        "max_eval_batches=null",
+        "runner.loader_graphs=true",
+        "cluster.num_workers=1",
+    )
+    losses = [[row["loss"] for row in rows(run, "train")] for run in (tmp_path / "run", tiny_run)]
+    assert len(losses[0]) == 6
+    assert losses[0] == losses[1]
