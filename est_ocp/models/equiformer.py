@@ -29,6 +29,7 @@ from est_ocp.models.settings import (
     from_mapping,
 )
 from est_ocp.models.tags import NUM_TAGS, check_tags
+from est_ocp.nn.envelope import PolynomialEnvelope
 from est_ocp.nn.equiformer import (
     EquiformerAttention,
     EquiformerBlock,
@@ -144,6 +145,9 @@ class EquiformerBackbone(LayeredBackbone):
 
         self.radial_channels = [num_distance_basis, *self.message_settings.radial_channels]
         self.distance_basis = LearnableGaussianBasis(self.graph_settings.cutoff, num_distance_basis)
+        self.envelope = None
+        if self.graph_settings.envelope:
+            self.envelope = PolynomialEnvelope(self.graph_settings.cutoff)
         self.atom_embedding = nn.Embedding(max_num_elements, self.layout.width(0))
         self.tag_embedding = nn.Embedding(NUM_TAGS, self.layout.width(0))
         self.edge_degree_embedding = IrrepsEdgeDegree(
@@ -226,8 +230,9 @@ class EquiformerBackbone(LayeredBackbone):
         -------
         dict
             ``node_embedding`` [N, (lmax_out+1)**2, channels]; ``edge_index`` [2, E];
-            ``edge_scalars`` [E, B]; ``edge_sh`` [E, (lmax_sh+1)**2]; ``atomic_numbers`` [N];
-            ``batch`` [N]; ``gates`` (:class:`est_ocp.nn.GateRecorder`) when a head asked for them.
+            ``edge_scalars`` [E, B]; ``edge_sh`` [E, (lmax_sh+1)**2]; ``envelope`` ([E] or None);
+            ``atomic_numbers`` [N]; ``batch`` [N]; ``gates`` (:class:`est_ocp.nn.GateRecorder`) when
+            a head asked for them.
         """
         atomic_numbers = data.atomic_numbers.long()
         tags = getattr(data, "tags", None)
@@ -236,16 +241,17 @@ class EquiformerBackbone(LayeredBackbone):
             self.check_elements(atomic_numbers)
             check_tags(tags)
         graph = self.radius_graph(data)
-        x, edge_scalars, edge_sh = self.call_layer(
+        x, edge_scalars, edge_sh, envelope = self.call_layer(
             self._first_features, atomic_numbers, tags, graph.edge_index, graph.vec, graph.distance
         )
         edges = (graph.edge_index, edge_sh, edge_scalars)
-        x, gates = self.run_blocks(x, *edges, data.batch, data.natoms.numel())
+        x, gates = self.run_blocks(x, *edges, data.batch, data.natoms.numel(), envelope)
         return gates | {
             "node_embedding": torch.cat(self.layout_out.split(self.norm(x)), dim=1),
             "edge_index": graph.edge_index,
             "edge_scalars": edge_scalars,
             "edge_sh": edge_sh,
+            "envelope": envelope,
             "atomic_numbers": atomic_numbers,
             "batch": data.batch,
         }
@@ -257,14 +263,19 @@ class EquiformerBackbone(LayeredBackbone):
         edge_index: torch.Tensor,
         vec: torch.Tensor,
         distance: torch.Tensor,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Node features before the first layer, radial basis, harmonics, in the model's type."""
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """First node features, radial basis, harmonics and envelope, in the model's type."""
         edge_scalars = self.distance_basis(distance)
+        envelope = None
+        if self.envelope is not None:
+            envelope = self.envelope(distance).to(edge_scalars.dtype)
         edge_sh = edge_harmonics(vec, distance, self.lmax_sh).to(edge_scalars.dtype)
         scalars = self.atom_embedding(atomic_numbers) + self.tag_embedding(tags)
-        x = self.edge_degree_embedding(edge_index, edge_sh, edge_scalars, len(atomic_numbers))
+        x = self.edge_degree_embedding(
+            edge_index, edge_sh, edge_scalars, len(atomic_numbers), envelope
+        )
         x = x + nn.functional.pad(scalars, (0, self.layout.dim - scalars.shape[1]))
-        return x, edge_scalars, edge_sh
+        return x, edge_scalars, edge_sh, envelope
 
 
 @registry.register_model("est_equiformer")

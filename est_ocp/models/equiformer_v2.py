@@ -34,6 +34,7 @@ from est_ocp.nn import (
     ESTUpdateBlock,
     GaussianBasis,
     GridFeedForward,
+    PolynomialEnvelope,
     TransformerBlock,
     init_weights,
 )
@@ -138,6 +139,9 @@ class EquiformerV2Backbone(LayeredBackbone):
         self.distance_basis = GaussianBasis(
             self.graph_settings.cutoff, num_distance_basis, basis_width
         )
+        self.envelope = None
+        if self.graph_settings.envelope:
+            self.envelope = PolynomialEnvelope(self.graph_settings.cutoff)
         self.edge_frame = EdgeFrame(lmax, mmax)
         self.edge_degree_embedding = EdgeDegreeEmbedding(
             channels=channels,
@@ -202,7 +206,7 @@ class EquiformerV2Backbone(LayeredBackbone):
         dict
             ``node_embedding`` [N, (lmax+1)**2, C]; ``edge_index`` [2, E]; ``edge_scalars``
             [E, B]; ``wigner`` [E, R, (lmax+1)**2]; ``order`` (EdgeOrder or None);
-            ``atomic_numbers`` [N]; ``batch`` [N]; ``gates``
+            ``envelope`` ([E] or None); ``atomic_numbers`` [N]; ``batch`` [N]; ``gates``
             (:class:`est_ocp.nn.GateRecorder`) when a head asked for them.
         """
         with torch.set_grad_enabled(self.conservative or torch.is_grad_enabled()):
@@ -219,11 +223,12 @@ class EquiformerV2Backbone(LayeredBackbone):
         order = None
         if self.fused_kernels and graph.vec.is_cuda:
             order = edge_order(graph.edge_index, len(atomic_numbers))
-        x, edge_scalars, wigner = self.call_layer(
+        x, edge_scalars, wigner, envelope = self.call_layer(
             self._first_features, atomic_numbers, graph.edge_index, graph.vec, graph.distance, order
         )
         arguments = (
-            atomic_numbers, edge_scalars, graph.edge_index, wigner, data.batch, num_graphs, order
+            atomic_numbers, edge_scalars, graph.edge_index, wigner, data.batch, num_graphs, order,
+            envelope,
         )  # fmt: skip
         x, gates = self.run_blocks(x, *arguments)
         return gates | {
@@ -232,6 +237,7 @@ class EquiformerV2Backbone(LayeredBackbone):
             "edge_scalars": edge_scalars,
             "wigner": wigner,
             "order": order,
+            "envelope": envelope,
             "atomic_numbers": atomic_numbers,
             "batch": data.batch,
         }
@@ -243,17 +249,20 @@ class EquiformerV2Backbone(LayeredBackbone):
         vec: torch.Tensor,
         distance: torch.Tensor,
         order: EdgeOrder | None,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Node features before the first layer, radial basis, Wigner matrices."""
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """Node features before the first layer, radial basis, Wigner matrices, envelope."""
         edge_scalars = self.distance_basis(distance)
+        envelope = None
+        if self.envelope is not None:
+            envelope = self.envelope(distance).to(edge_scalars.dtype)
         wigner = self.edge_frame(vec)
         x = nn.functional.pad(
             self.atom_embedding(atomic_numbers)[:, None], (0, 0, 0, (self.lmax + 1) ** 2 - 1)
         )
         x = x + self.edge_degree_embedding(
-            atomic_numbers, edge_scalars, edge_index, wigner, len(atomic_numbers), order
+            atomic_numbers, edge_scalars, edge_index, wigner, len(atomic_numbers), order, envelope
         )
-        return x, edge_scalars, in_autocast_dtype(wigner)
+        return x, edge_scalars, in_autocast_dtype(wigner), envelope
 
 
 @registry.register_model("est_eqv2")

@@ -109,6 +109,7 @@ class ForceHead(AttentionHead):
             emb["edge_index"],
             emb["wigner"],
             emb["order"],
+            emb["envelope"],
         )
         return {"forces": out[:, :, 0].to(data.pos.dtype)}
 

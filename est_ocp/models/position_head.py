@@ -35,7 +35,7 @@ class VectorAttention(nn.Module):
         """Vectors [N, 3] from the backbone's output dictionary."""
         blocks = emb["node_embedding"].split(self.orders, dim=1)
         x = self.attention.irreps_in.join(blocks)
-        edges = (emb["edge_index"], emb["edge_sh"], emb["edge_scalars"])
+        edges = (emb["edge_index"], emb["edge_sh"], emb["edge_scalars"], emb["envelope"])
         return self.call_layer(self.attention, x, *edges)
 
 

@@ -64,12 +64,19 @@ class GraphSettings:
     ``strict_max_neighbors=False`` also keeps the neighbours that tie with the farthest one kept
     (squared distance within 0.01 Angstrom^2), so that symmetric slabs do not depend on the order
     of atoms or on rounding: needed for exact equivariance.
+
+    ``envelope=True`` lets messages and the edge-degree embedding of EquiformerV2- and
+    Equiformer-type backbones fade to zero at the cutoff, with two derivatives, so that the energy
+    and its gradients are continuous: for conservative forces (``model/heads=conservative`` sets
+    it). The originals have none. It is of use only where ``max_neighbors`` is never reached, for
+    a neighbour that is left out jumps as ever. Other backbones fade in their own way, always.
     """
 
     cutoff: float = 12.0
     max_neighbors: int = 20
     strict_max_neighbors: bool = False
     radius_pbc_version: int = 2
+    envelope: bool = False
 
     def __post_init__(self) -> None:
         _require(self.cutoff > 0, f"cutoff must be positive (Angstrom), got {self.cutoff}")
@@ -174,3 +181,25 @@ class FeedForwardSettings:
     """Equiformer's own feed-forward block; ``hidden`` [irreps_mlp_mid]."""
 
     hidden: str = "768x0e+384x1e"
+
+
+@dataclass
+class EQFFSettings:
+    """GotenNet's equivariant feed-forward; ``hidden_channels``: by default the model's width."""
+
+    hidden_channels: int | None = None
+
+
+@dataclass
+class GotenNetUpdateSettings(UpdateSettings):
+    """Mixture of EQFF and EST: see :class:`est_ocp.nn.gotennet.GotenNetESTUpdate`.
+
+    The steerable experts are EQFFs, and ``steerable_expert_channels`` their hidden width; all
+    other keys are those of the EST update block. Numbers and widths of experts are the paper's
+    (Table 12, first group of targets).
+    """
+
+    rule: RuleSettings = field(default_factory=partial(RuleSettings, "design", 64), metadata=_RULE)
+    num_spherical_experts: int = 1
+    num_steerable_experts: int = 1
+    steerable_expert_channels: int = 512

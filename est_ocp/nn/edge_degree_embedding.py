@@ -64,6 +64,7 @@ class EdgeDegreeEmbedding(ConstantBuffers):
         wigner: torch.Tensor,
         num_nodes: int,
         order: EdgeOrder | None = None,
+        envelope: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Embed the neighbourhoods.
 
@@ -81,6 +82,8 @@ class EdgeDegreeEmbedding(ConstantBuffers):
             Number of nodes, N.
         order : EdgeOrder, optional
             Edges sorted by their ends: allows a fused kernel on GPUs.
+        envelope : Tensor [E], optional
+            Multiplies the edges, see :class:`est_ocp.nn.PolynomialEnvelope`.
 
         Returns
         -------
@@ -88,6 +91,8 @@ class EdgeDegreeEmbedding(ConstantBuffers):
         """
         weights = self.radial(edge_scalars, atomic_numbers, edge_index)
         weights = weights.reshape(-1, self.lmax + 1, self.channels)
+        if envelope is not None:
+            weights = weights * envelope[:, None, None].to(weights.dtype)
         # The rows of m = 0 come first in the order-major layout.
         rows = wigner[:, : self.lmax + 1].to(weights.dtype)
         return sum_from_frames(weights, rows, edge_index, num_nodes, order) * self.factors

@@ -147,6 +147,7 @@ class EquiformerV2Attention(ConstantBuffers):
         edge_index: torch.Tensor,
         wigner: torch.Tensor,
         order: EdgeOrder | None = None,
+        envelope: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Attend.
 
@@ -164,6 +165,8 @@ class EquiformerV2Attention(ConstantBuffers):
             From :class:`est_ocp.nn.edge_frame.EdgeFrame`.
         order : EdgeOrder, optional
             Edges sorted by their ends: allows fused kernels on GPUs.
+        envelope : Tensor [E], optional
+            Fades edges out, see :func:`est_ocp.nn.scatter.edge_softmax`. The original has none.
 
         Returns
         -------
@@ -181,7 +184,8 @@ class EquiformerV2Attention(ConstantBuffers):
         messages = self.activation(gating, messages)
         messages, _ = self.second_convolution(messages)
 
-        weights = self._attention_weights(alpha, edge_index[1], num_nodes).to(messages.dtype)
+        weights = self._attention_weights(alpha, edge_index[1], num_nodes, envelope)
+        weights = weights.to(messages.dtype)
         heads = messages.unflatten(2, (self.num_heads, self.value_channels))
         messages = (heads * weights[:, None, :, None]).flatten(2)
 
@@ -192,7 +196,11 @@ class EquiformerV2Attention(ConstantBuffers):
         return self.projection(aggregated)
 
     def _attention_weights(
-        self, alpha: torch.Tensor, target: torch.Tensor, num_nodes: int
+        self,
+        alpha: torch.Tensor,
+        target: torch.Tensor,
+        num_nodes: int,
+        envelope: torch.Tensor | None,
     ) -> torch.Tensor:
         """Weights [E, num_heads] from the logit vectors [E, num_heads * alpha_channels]."""
         with torch.autocast(alpha.device.type, enabled=False):
@@ -200,7 +208,7 @@ class EquiformerV2Attention(ConstantBuffers):
             alpha = alpha.unflatten(1, (self.num_heads, self.alpha_channels))
             alpha = smooth_leaky_relu(self.alpha_norm(alpha))
             logits = (alpha * self.alpha_dot).sum(dim=-1)
-            return self.alpha_dropout(edge_softmax(logits, target, num_nodes))
+            return self.alpha_dropout(edge_softmax(logits, target, num_nodes, envelope))
 
     def _rows_back(self, wigner: torch.Tensor) -> torch.Tensor:
         """Rotations [E, R_out, I_out] of the output's degrees."""

@@ -19,7 +19,7 @@ class TransformerBlock(nn.Module):
     ----------
     attention : Module
         Message block, called with (x, atomic_numbers, edge_scalars, edge_index, wigner,
-        order).
+        order, envelope).
     update : Module
         Update block, called with (x, batch, num_graphs).
     lmax, channels : int
@@ -57,6 +57,7 @@ class TransformerBlock(nn.Module):
         batch: torch.Tensor,
         num_graphs: int,
         order: EdgeOrder | None = None,
+        envelope: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Return the features after the layer.
 
@@ -75,9 +76,11 @@ class TransformerBlock(nn.Module):
         num_graphs : int
         order : EdgeOrder, optional
             Edges sorted by their ends: allows fused kernels on GPUs.
+        envelope : Tensor [E], optional
+            Fades edges out at the cutoff.
         """
         message = self.attention(
-            self.norm_1(x), atomic_numbers, edge_scalars, edge_index, wigner, order
+            self.norm_1(x), atomic_numbers, edge_scalars, edge_index, wigner, order, envelope
         )
         x = x + self.proj_drop(self.drop_path(message, batch, num_graphs))
         update = self.update(self.norm_2(x), batch, num_graphs)

@@ -62,8 +62,16 @@ def gradients(made: torch.nn.Module, data, parts: tuple[str, str]) -> list[torch
             partial(small_equiformer.model, vectors=True, baseline=True),
             ("energy", "position_delta"),
         ),
+        (
+            partial(small.model, alpha_drop=0.0, drop_path=0.0, graph={"envelope": True}),
+            ("energy", "forces"),
+        ),
+        (
+            partial(small_equiformer.model, vectors=True, graph={"envelope": True}),
+            ("energy", "position_delta"),
+        ),
     ],
-    ids=["v2-est", "est", "feed-forward"],
+    ids=["v2-est", "est", "feed-forward", "v2-est-envelope", "est-envelope"],
 )
 def test_layers_compile_without_breaks_and_give_the_same(monkeypatch, make, parts):
     """All layers of a kind share one graph, whatever the sizes, and nothing leaves the graph."""

@@ -117,6 +117,20 @@ def test_the_conservative_model_builds_with_one_head():
     assert not model.backbone.regress_config.direct_forces
 
 
+def test_conservative_models_have_an_envelope_and_the_originals_none():
+    config = CONFIGS / "s2ef" / "debug.yml"
+    for overrides, expected in (
+        ([], False),
+        (["model/heads=conservative"], True),
+        (["model=eqv2_31m", "model/heads=conservative"], True),
+        (["model/heads=conservative", "model.backbone.graph.envelope=false"], False),
+    ):
+        cfg = resolve(config, [*overrides, "model.backbone.num_layers=1"])
+        backbone = instantiate(cfg.runner.train_eval_unit.model, "the model").backbone
+        assert backbone.graph_settings.envelope == expected
+        assert (backbone.envelope is not None) == expected
+
+
 def test_a_config_that_does_not_resolve_is_one_error(tmp_path):
     with pytest.raises(ConfigError, match="does not exist"):
         resolve(tmp_path / "nothing.yml")

@@ -100,6 +100,7 @@ class EquiformerAttention(nn.Module):
         edge_index: torch.Tensor,
         edge_sh: torch.Tensor,
         edge_scalars: torch.Tensor,
+        envelope: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Attend.
 
@@ -113,6 +114,9 @@ class EquiformerAttention(nn.Module):
             Harmonics of ``pos[source] - pos[target]``, component normalised.
         edge_scalars : Tensor [E, radial_channels[0]]
             Radial basis.
+        envelope : Tensor [E], optional
+            Fades edges out, see :func:`est_ocp.nn.scatter.edge_softmax`; an edge then counts by
+            its envelope where ``rescale_degree`` counts neighbours. The original has none.
 
         Returns
         -------
@@ -127,10 +131,10 @@ class EquiformerAttention(nn.Module):
             for a, b in zip(self.source_linear(blocks), self.target_linear(blocks), strict=True)
         ]
         alpha, values = self.message(message, edge_sh, edge_scalars)
-        weights = self._weights(alpha, target, num_nodes)
+        weights = self._weights(alpha, target, num_nodes, envelope)
         if self.rescale_degree:
-            ones = weights.new_ones(len(target))
-            weights = weights * scatter_sum(ones, target, num_nodes)[target].unsqueeze(1)
+            counts = weights.new_ones(len(target)) if envelope is None else envelope
+            weights = weights * scatter_sum(counts, target, num_nodes)[target].unsqueeze(1)
         summed = []
         for value in values:
             heads = value.unflatten(2, (self.num_heads, -1))
@@ -138,12 +142,18 @@ class EquiformerAttention(nn.Module):
             summed.append(scatter_sum(heads.flatten(2), target, num_nodes))
         return self.irreps_out.join(self.projection(summed))
 
-    def _weights(self, alpha: torch.Tensor, target: torch.Tensor, num_nodes: int) -> torch.Tensor:
+    def _weights(
+        self,
+        alpha: torch.Tensor,
+        target: torch.Tensor,
+        num_nodes: int,
+        envelope: torch.Tensor | None,
+    ) -> torch.Tensor:
         """Attention weights [E, num_heads] of logit vectors [E, num_heads * alpha_channels]."""
         with torch.autocast(alpha.device.type, enabled=False):
             alpha = alpha.to(self.alpha_dot.dtype).unflatten(1, (self.num_heads, -1))
             logits = (scaled_smooth_leaky_relu(alpha) * self.alpha_dot).sum(dim=-1)
-            return self.alpha_dropout(edge_softmax(logits, target, num_nodes))
+            return self.alpha_dropout(edge_softmax(logits, target, num_nodes, envelope))
 
     def extra_repr(self) -> str:
         return f"{self.irreps_in} -> {self.irreps_out}, num_heads={self.num_heads}"

@@ -55,6 +55,7 @@ class EquiformerBlock(nn.Module):
         edge_scalars: torch.Tensor,
         batch: torch.Tensor,
         num_graphs: int,
+        envelope: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Return the features after the layer.
 
@@ -71,12 +72,14 @@ class EquiformerBlock(nn.Module):
         batch : Tensor [N], int64
             Graph of every node.
         num_graphs : int
+        envelope : Tensor [E], optional
+            Fades edges out at the cutoff.
 
         Returns
         -------
         Tensor [N, irreps_out.dim]
         """
-        message = self.attention(self.norm_1(x), edge_index, edge_sh, edge_scalars)
+        message = self.attention(self.norm_1(x), edge_index, edge_sh, edge_scalars, envelope)
         x = x + self.drop_path(message, batch, num_graphs)
         update = self.update(self.norm_2(x), batch, num_graphs)
         if self.shortcut is not None:

@@ -54,6 +54,7 @@ class IrrepsEdgeDegree(nn.Module):
         edge_sh: torch.Tensor,
         edge_scalars: torch.Tensor,
         num_nodes: int,
+        envelope: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Embed the neighbourhoods.
 
@@ -64,6 +65,8 @@ class IrrepsEdgeDegree(nn.Module):
         edge_sh : Tensor [E, (lmax_sh+1)**2]
         edge_scalars : Tensor [E, radial_channels[0]]
         num_nodes : int
+        envelope : Tensor [E], optional
+            Multiplies the edges, see :class:`est_ocp.nn.PolynomialEnvelope`.
 
         Returns
         -------
@@ -72,6 +75,8 @@ class IrrepsEdgeDegree(nn.Module):
         """
         scalars = self.scalars.expand(edge_sh.shape[0], 1, -1)
         edges = self.projection(self.product([scalars], edge_sh, self.radial(edge_scalars)))
+        if envelope is not None:
+            edges = [block * envelope[:, None, None].to(block.dtype) for block in edges]
         summed = [scatter_sum(block, edge_index[1], num_nodes) * self.factor for block in edges]
         flat = self.projection.irreps_out.join(summed)
         return nn.functional.pad(flat, (0, self.irreps.dim - flat.shape[1]))
