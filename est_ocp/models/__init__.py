@@ -8,6 +8,7 @@ from est_ocp.models.equiformer_v2 import (
     EquiformerV2Baseline,
     EquiformerV2EST,
 )
+from est_ocp.models.gotennet import GotenNetBackbone, GotenNetBaseline, GotenNetEST
 from est_ocp.models.heads import BalanceHead, ConservativeHead, EnergyHead, ForceHead
 from est_ocp.models.hydra import ESTHydraModel
 from est_ocp.models.position_head import PositionDeltaHead
@@ -25,6 +26,9 @@ __all__ = [
     "EquiformerV2Baseline",
     "EquiformerV2EST",
     "ForceHead",
+    "GotenNetBackbone",
+    "GotenNetBaseline",
+    "GotenNetEST",
     "PositionDeltaHead",
     "SchNetBaseline",
 ]

@@ -12,6 +12,9 @@ from est_ocp.models.interface import FairchemBackbone
 from est_ocp.models.layer_call import LayerCall
 from est_ocp.nn import GateRecorder
 
+#: What goes from layer to layer.
+Features = torch.Tensor | tuple[torch.Tensor, ...]
+
 
 class LayeredBackbone(FairchemBackbone):
     """Base of backbones that run ``self.blocks`` one after the other.
@@ -39,12 +42,12 @@ class LayeredBackbone(FairchemBackbone):
         self.activation_checkpointing = activation_checkpointing
         self.record_gates = False
 
-    def run_blocks(self, x: torch.Tensor, *arguments: Any) -> tuple[torch.Tensor, dict[str, Any]]:
-        """Pass ``x`` through all layers; each also gets ``arguments``.
+    def run_blocks(self, x: Features, *arguments: Any) -> tuple[Features, dict[str, Any]]:
+        """Pass ``x``, one tensor or a tuple, through all layers; each also gets ``arguments``.
 
         Returns
         -------
-        Tensor
+        Tensor or tuple of Tensor
             As the last layer returns it.
         dict
             ``gates`` (:class:`est_ocp.nn.GateRecorder`) when a head asked for them, else empty.
@@ -54,11 +57,12 @@ class LayeredBackbone(FairchemBackbone):
         with GateRecorder(self) as recorder:
             return self._run_blocks(x, *arguments), {"gates": recorder}
 
-    def _run_blocks(self, x: torch.Tensor, *arguments: Any) -> torch.Tensor:
+    def _run_blocks(self, x: Features, *arguments: Any) -> Features:
         recompute = self.activation_checkpointing and torch.is_grad_enabled()
         for block in self.blocks:
+            features = x if isinstance(x, tuple) else (x,)
             if recompute:
-                x = checkpoint(self.call_layer, block, x, *arguments, use_reentrant=False)
+                x = checkpoint(self.call_layer, block, *features, *arguments, use_reentrant=False)
             else:
-                x = self.call_layer(block, x, *arguments)
+                x = self.call_layer(block, *features, *arguments)
         return x
