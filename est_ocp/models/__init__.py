@@ -8,6 +8,7 @@ from est_ocp.models.equiformer_v2 import (
     EquiformerV2Baseline,
     EquiformerV2EST,
 )
+from est_ocp.models.est import ESTNetwork
 from est_ocp.models.gotennet import GotenNetBackbone, GotenNetBaseline, GotenNetEST
 from est_ocp.models.heads import BalanceHead, ConservativeHead, EnergyHead, ForceHead
 from est_ocp.models.hydra import ESTHydraModel
@@ -18,6 +19,7 @@ __all__ = [
     "BalanceHead",
     "ConservativeHead",
     "ESTHydraModel",
+    "ESTNetwork",
     "EnergyHead",
     "EquiformerBackbone",
     "EquiformerBaseline",

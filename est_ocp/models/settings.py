@@ -146,6 +146,29 @@ class UpdateSettings:
 
 
 @dataclass
+class ESTMessageSettings:
+    """EST message block: see :class:`est_ocp.nn.ESTMessageBlock` for every option.
+
+    ``radial_channels``: hidden widths of the radial networks.
+    """
+
+    rule: RuleSettings = field(default_factory=partial(RuleSettings, "lebedev", 26), metadata=_RULE)
+    hidden_channels: int = 64
+    num_heads: int = 1
+    relative_orientation: bool = True
+    inverse: str = "quadrature"
+    num_spherical_experts: int = 2
+    spherical_expert_channels: int = 128
+    num_steerable_experts: int = 4
+    steerable_expert_channels: int = 64
+    top_k: int | None = None
+    radial_channels: list[int] = field(default_factory=lambda: [64, 64])
+
+    def __post_init__(self) -> None:
+        _require(len(self.radial_channels) > 0, "radial_channels must name at least one width")
+
+
+@dataclass
 class GridUpdateSettings:
     """EquiformerV2's own grid feed-forward block, the baseline for the EST update."""
 

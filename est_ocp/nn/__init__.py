@@ -6,15 +6,19 @@ Steerable features are ``[N, (lmax+1)**2, C]`` in e3nn's convention, component n
 from __future__ import annotations
 
 from est_ocp.nn.balance_loss import expert_usage, load_balance_loss
+from est_ocp.nn.bessel_basis import BesselBasis
 from est_ocp.nn.drop import EquivariantDropout, GraphDropPath
 from est_ocp.nn.edge_degree_embedding import EdgeDegreeEmbedding
 from est_ocp.nn.edge_frame import EdgeFrame
 from est_ocp.nn.envelope import PolynomialEnvelope
+from est_ocp.nn.est_layer import ESTLayer
+from est_ocp.nn.est_message import ESTMessageBlock
 from est_ocp.nn.est_update import ESTUpdateBlock
 from est_ocp.nn.expert_gate import ExpertGate, ExpertGateMLP
 from est_ocp.nn.gate_recorder import GateRecorder
 from est_ocp.nn.graph_attention import EquiformerV2Attention
 from est_ocp.nn.grid_feed_forward import GridFeedForward
+from est_ocp.nn.harmonic_edge_embedding import HarmonicEdgeEmbedding
 from est_ocp.nn.init import init_weights
 from est_ocp.nn.layer_norm import EquivariantLayerNorm
 from est_ocp.nn.mixture_of_experts import MixtureOfHybridExperts
@@ -29,6 +33,9 @@ from est_ocp.nn.steerable_expert import SteerableExperts
 from est_ocp.nn.transformer_block import TransformerBlock
 
 __all__ = [
+    "BesselBasis",
+    "ESTLayer",
+    "ESTMessageBlock",
     "ESTUpdateBlock",
     "EdgeDegreeEmbedding",
     "EdgeFrame",
@@ -41,6 +48,7 @@ __all__ = [
     "GaussianBasis",
     "GraphDropPath",
     "GridFeedForward",
+    "HarmonicEdgeEmbedding",
     "MixtureOfHybridExperts",
     "PolynomialEnvelope",
     "RadialMLP",

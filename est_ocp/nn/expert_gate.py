@@ -44,6 +44,9 @@ def _check_gate(num_experts: int, top_k: int | None) -> None:
 class _Gate(nn.Module):
     """Softmax of logits in at least float32, then the optional choice of the best K."""
 
+    #: Whether the rows are edges of a graph rather than its nodes.
+    per_edge = False
+
     def __init__(self, channels: int, num_experts: int, top_k: int | None) -> None:
         super().__init__()
         _check_gate(num_experts, top_k)
@@ -105,6 +108,12 @@ class ExpertGate(_Gate):
 
     def _logits(self, scalars: torch.Tensor) -> torch.Tensor:
         return self.linear(scalars)
+
+
+class EdgeExpertGate(ExpertGate):
+    """:class:`ExpertGate` of messages: its rows are edges."""
+
+    per_edge = True
 
 
 class ExpertGateMLP(_Gate):

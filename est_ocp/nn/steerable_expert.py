@@ -117,9 +117,16 @@ class SteerableExperts(nn.Module):
         -------
         Tensor [N, (lmax+1)**2, C]
         """
+        return self.project(self.activate(x, gate), gate)
+
+    def activate(self, x: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
+        """First map and activation, weighed by the ``gate``: [N, (lmax+1)**2, E * H]."""
         hidden = _degree_wise_linear(x, self.weight_in.flatten(1, 2), self.bias_in.flatten())
         weight = gate.repeat_interleave(self.hidden_channels, dim=1)
-        hidden = self.activation(hidden, self._degree_gates(x[:, 0]), weight)
+        return self.activation(hidden, self._degree_gates(x[:, 0]), weight)
+
+    def project(self, hidden: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
+        """Second map to [N, (lmax+1)**2, C], linear in ``hidden`` and ``gate`` together."""
         bias_out = torch.einsum("ne,ec->nc", gate.to(self.bias_out.dtype), self.bias_out)
         return _degree_wise_linear(hidden, self.weight_out.flatten(2), bias_out.unsqueeze(1))
 
