@@ -76,6 +76,7 @@ def load_calculator(
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
     dataset: str | None = None,
+    trust: bool = False,
 ) -> CheckpointCalculator:
     """Load a checkpoint's averaged (EMA) weights as an ASE calculator.
 
@@ -88,15 +89,18 @@ def load_calculator(
         float32 or float64.
     dataset : str, optional
         As for :class:`CheckpointCalculator`.
+    trust : bool
+        Run what the file names, for a file from a source that you trust.
 
     Raises
     ------
     CheckpointError
-        If the file cannot be used.
+        If the file cannot be used, or refers to other code.
     ConfigError
         If ``dataset`` has no meaning.
     """
-    return CheckpointCalculator(load_unit(path, device=device, dtype=dtype), dataset)
+    unit = load_unit(path, device=device, dtype=dtype, trust=trust)
+    return CheckpointCalculator(unit, dataset)
 
 
 def choose_dataset(unit: Any, dataset: str | None = None) -> str:

@@ -5,18 +5,16 @@ Everything is addressed from YAML by its dotted path, e.g. ``est_ocp.training.Pr
 
 from __future__ import annotations
 
-from est_ocp.training.checkpoint import (
-    SafeCheckpoint,
-    latest_checkpoint,
-    resume_command,
-)
+from est_ocp.training.checkpoint import latest_checkpoint, resume_command
 from est_ocp.training.expert_usage import ExpertUsageLog
 from est_ocp.training.loss_weight import LinearLossWeight
 from est_ocp.training.metrics_log import MetricsLog
 from est_ocp.training.non_finite import StopOnNonFiniteLoss
 from est_ocp.training.progress import ProgressBar
 from est_ocp.training.runner import TrainRunner
+from est_ocp.training.safe_checkpoint import SafeCheckpoint
 from est_ocp.training.schedule import cosine_schedule
+from est_ocp.training.skip_non_finite import SkipNonFiniteSteps
 from est_ocp.training.vector_task import VectorTask
 
 __all__ = [
@@ -25,6 +23,7 @@ __all__ = [
     "MetricsLog",
     "ProgressBar",
     "SafeCheckpoint",
+    "SkipNonFiniteSteps",
     "StopOnNonFiniteLoss",
     "TrainRunner",
     "VectorTask",

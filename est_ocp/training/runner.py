@@ -8,13 +8,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fairchem.core.common import distutils
+from fairchem.core.components.callbacks import StopBeforeTimeoutCallback
 from fairchem.core.components.train.train_runner import TrainEvalRunner
 
 from est_ocp.data import EvaluationBatchSampler, release_workers
 from est_ocp.errors import CheckpointError, ConfigError
 from est_ocp.models.batch_graph import GraphCollater
 from est_ocp.models.graph import RadiusGraph
-from est_ocp.training.checkpoint import is_complete, latest_checkpoint
+from est_ocp.training.checkpoint import finish_interrupted, latest_checkpoint, problem_of
+from est_ocp.training.safe_load import check_training_state, trusted
 from est_ocp.training.threads import share_cores
 
 
@@ -88,6 +91,12 @@ class TrainRunner(TrainEvalRunner):
                     f"hold nothing of {', '.join(unseen)}; set a larger max_eval_batches or "
                     "eval_batch_size"
                 )
+        if self.stop_before_timeout_min is not None:
+            # first, so that the checkpoint callback sees in the same step that it is to save
+            stop = StopBeforeTimeoutCallback(
+                self._get_slurm_timeout_hr(), self.stop_before_timeout_min
+            )
+            self.callbacks, self.stop_before_timeout_min = [stop, *self.callbacks], None
         try:
             super().run()
         finally:
@@ -106,7 +115,8 @@ class TrainRunner(TrainEvalRunner):
         """Save, or on a signal link the newest complete checkpoint as the one to continue from."""
         if not is_preemption:
             return super().save_state(checkpoint_location)
-        newest = self._newest_checkpoint()
+        # Sizes alone: a signal leaves little time, and the next start reads the contents.
+        newest = self._newest_checkpoint(hashes=False)
         if newest is None:
             return False
         # fairchem's signal handler makes this an empty folder, where the link is to be put
@@ -121,28 +131,53 @@ class TrainRunner(TrainEvalRunner):
     def load_state(self, checkpoint_location: str | None) -> None:
         """Continue from a checkpoint, or from the run's newest complete one if none is named.
 
+        Rank 0 looks, so that all ranks continue from the same one. What a checkpoint refers to
+        besides numbers is refused before anything of it is run.
+
         Raises
         ------
         CheckpointError
-            If the named folder holds no complete checkpoint.
+            If the named folder holds no complete checkpoint, or one that would run code.
         """
-        if not checkpoint_location:
+        message: list[Any] = [None, None]
+        if distutils.is_master():
+            try:
+                message[0] = self._choose(checkpoint_location)
+            except (CheckpointError, OSError) as error:  # the other ranks are waiting
+                message[1] = str(error)
+        distutils.broadcast_object_list(message, 0)
+        chosen, error = message
+        if error is not None:
+            raise CheckpointError(error)
+        if chosen is not None:
+            super().load_state(chosen)
+
+    def _choose(self, location: str | None) -> str | None:
+        finish_interrupted(Path(self.job_config.metadata.checkpoint_dir))
+        if location and os.path.islink(location):
+            # Left by a signal's handler, which had no time to read files: only a hint.
+            problem = problem_of(Path(location).resolve())
+            if problem is not None:
+                logging.warning(f"skipped the checkpoint {location}: {problem}")
+                location = None
+        if not location:
             newest = self._newest_checkpoint()
             if newest is None:
                 logging.info("no complete checkpoint in this run yet: starting from scratch")
-                return
+                return None
             logging.info(f"continuing this run from {newest}")
-            checkpoint_location = str(newest)
-        elif not is_complete(Path(checkpoint_location).resolve()):
+            location = str(newest)
+        elif (problem := problem_of(Path(location).resolve())) is not None:
             raise CheckpointError(
-                f"job.runner_state_path: {checkpoint_location} holds no complete training "
-                "checkpoint; name a folder checkpoints/step_N of an earlier run"
+                f"job.runner_state_path: {location} holds no complete training checkpoint "
+                f"({problem}); name a folder checkpoints/step_N of an earlier run"
             )
-        super().load_state(checkpoint_location)
+        check_training_state(Path(location), trusted())
+        return location
 
-    def _newest_checkpoint(self) -> Path | None:
+    def _newest_checkpoint(self, hashes: bool = True) -> Path | None:
         try:
-            return latest_checkpoint(Path(self.job_config.metadata.checkpoint_dir).parent)
+            return latest_checkpoint(Path(self.job_config.metadata.checkpoint_dir).parent, hashes)
         except CheckpointError:
             return None
 

@@ -16,7 +16,8 @@ from fairchem.core.components.callbacks import TrainCheckpointCallback
 from est_ocp.cli.config import resolve
 from est_ocp.errors import CheckpointError, ConfigError, DataError
 from est_ocp.training import cosine_schedule, latest_checkpoint, metrics_file, resume_command
-from est_ocp.training.checkpoint import SafeCheckpoint, is_complete
+from est_ocp.training.checkpoint import is_complete
+from est_ocp.training.safe_checkpoint import SafeCheckpoint
 from tests.models import systems
 from tests.training.launch import DEBUG, train
 
