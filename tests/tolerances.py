@@ -19,3 +19,10 @@ BATCH: dict[torch.dtype, float] = {torch.float64: 1e-10, torch.float32: 2e-5}
 
 #: Norm of the change of small models under bfloat16 autocast, relative to the norm of the output.
 BF16_RELATIVE = 3e-2
+
+#: GotenNet's recorded layers and whole network in float32: largest absolute difference, and in
+#: units of the largest recorded value where that is below one.
+PARITY_GOTENNET = 1e-5
+
+#: Strictly equivariant layers in float64, one layer on inputs of order one.
+STRICT = 1e-10
