@@ -9,6 +9,10 @@ from torch import nn
 #: Parts of one block, in order; the first pattern that a parameter's name matches is its part.
 _BLOCK_PARTS = (
     ("norms", r"^norm"),
+    ("message attention", r"^message\.attention\."),
+    ("message gate", r"^message\.gate\."),
+    ("message experts", r"^message\.(spherical|steerable)"),
+    ("message maps", r"^message\.(source|target|radial|map_out)\."),
     ("message attention", r"^attention\."),
     ("feed-forward", r"^update\.(linear_|scalar_mlp|grid_mlp)"),
     ("maps in and out", r"\.map_(in|out)\."),
@@ -24,7 +28,7 @@ _TOP_PARTS = (
     ("atom embedding", r"^backbone\.atom_embedding"),
     ("tag embedding", r"^backbone\.tag_embedding"),
     ("radial basis", r"^backbone\.distance_basis"),
-    ("edge degree embedding", r"^backbone\.edge_degree"),
+    ("edge degree embedding", r"^backbone\.edge_(degree|embedding)"),
     ("final norm", r"^backbone\.norm"),
 )
 

@@ -16,6 +16,7 @@ from fairchem.core.models.uma.escn_md import GradRegressConfig
 from torch import nn
 
 from est_ocp.errors import ConfigError, unknown_keys
+from est_ocp.models.distance_basis import make_distance_basis
 from est_ocp.models.equiformer_v2 import AVG_DEGREE
 from est_ocp.models.graph import RadiusGraph
 from est_ocp.models.layer_call import LayerCall
@@ -38,7 +39,6 @@ from est_ocp.nn.equiformer import (
     IrrepsFeedForward,
     IrrepsLayerNorm,
     IrrepsLayout,
-    LearnableGaussianBasis,
     edge_harmonics,
 )
 
@@ -65,8 +65,12 @@ class EquiformerBackbone(LayeredBackbone):
         Atomic numbers must be below this.
     graph, message, update : mapping, optional
         See :mod:`est_ocp.models.settings`; the graph's defaults are 5 Angstrom and 500 neighbours.
+    distance_basis : {"gaussian", "bessel"}
+        Radial basis: Gaussians with trained centres and widths, or spherical Bessel functions.
     num_distance_basis : int
-        Trained Gaussians.
+        Size of the radial basis.
+    use_tags : bool
+        Embed the atoms' tags (OC20: 0, 1, 2). False for molecules, which have none.
     alpha_drop, drop_path : float
         Dropout of attention weights, and of whole residual branches.
     avg_degree : float
@@ -100,7 +104,9 @@ class EquiformerBackbone(LayeredBackbone):
         graph: Mapping[str, Any] | GraphSettings | None = None,
         message: Mapping[str, Any] | IrrepsMessageSettings | None = None,
         update: Mapping[str, Any] | None = None,
+        distance_basis: str = "gaussian",
         num_distance_basis: int = 128,
+        use_tags: bool = True,
         alpha_drop: float = 0.2,
         drop_path: float = 0.0,
         avg_degree: float = AVG_DEGREE,
@@ -144,12 +150,14 @@ class EquiformerBackbone(LayeredBackbone):
         self.radius_graph = RadiusGraph(self.graph_settings, otf_graph)
 
         self.radial_channels = [num_distance_basis, *self.message_settings.radial_channels]
-        self.distance_basis = LearnableGaussianBasis(self.graph_settings.cutoff, num_distance_basis)
+        self.distance_basis = make_distance_basis(
+            distance_basis, self.graph_settings.cutoff, num_distance_basis
+        )
         self.envelope = None
         if self.graph_settings.envelope:
             self.envelope = PolynomialEnvelope(self.graph_settings.cutoff)
         self.atom_embedding = nn.Embedding(max_num_elements, self.layout.width(0))
-        self.tag_embedding = nn.Embedding(NUM_TAGS, self.layout.width(0))
+        self.tag_embedding = nn.Embedding(NUM_TAGS, self.layout.width(0)) if use_tags else None
         self.edge_degree_embedding = IrrepsEdgeDegree(
             self.layout, lmax_sh, self.radial_channels, avg_degree
         )
@@ -219,12 +227,13 @@ class EquiformerBackbone(LayeredBackbone):
             For elements or tags outside the model's range, or values that are not finite.
         """
         super().validate_atoms_data(atoms, task_name)
-        check_tags(torch.as_tensor(atoms.get_tags()))
+        if self.tag_embedding is not None:
+            check_tags(torch.as_tensor(atoms.get_tags()))
 
     def forward(self, data) -> dict[str, Any]:
         """Embed a batch of systems (fairchem ``AtomicData``).
 
-        Atoms without ``tags`` count as tag 0.
+        Atoms without ``tags`` count as tag 0; without ``use_tags`` nobody reads them.
 
         Returns
         -------
@@ -239,7 +248,8 @@ class EquiformerBackbone(LayeredBackbone):
         tags = torch.zeros_like(atomic_numbers) if tags is None else tags.long()
         if not atomic_numbers.is_cuda:
             self.check_elements(atomic_numbers)
-            check_tags(tags)
+            if self.tag_embedding is not None:
+                check_tags(tags)
         graph = self.radius_graph(data)
         x, edge_scalars, edge_sh, envelope = self.call_layer(
             self._first_features, atomic_numbers, tags, graph.edge_index, graph.vec, graph.distance
@@ -270,7 +280,9 @@ class EquiformerBackbone(LayeredBackbone):
         if self.envelope is not None:
             envelope = self.envelope(distance).to(edge_scalars.dtype)
         edge_sh = edge_harmonics(vec, distance, self.lmax_sh).to(edge_scalars.dtype)
-        scalars = self.atom_embedding(atomic_numbers) + self.tag_embedding(tags)
+        scalars = self.atom_embedding(atomic_numbers)
+        if self.tag_embedding is not None:
+            scalars = scalars + self.tag_embedding(tags)
         x = self.edge_degree_embedding(
             edge_index, edge_sh, edge_scalars, len(atomic_numbers), envelope
         )

@@ -83,9 +83,12 @@ class AttentionHead(nn.Module, HeadInterface):
 
 @registry.register_model("est_force_head")
 class ForceHead(AttentionHead):
-    """Direct forces ``{"forces": [N, 3]}``: EquiformerV2's graph attention with vector output.
+    """Direct forces ``{"forces": [N, 3]}``: one more message block of the backbone's kind.
 
-    Only degree 1 is computed and rotated back from the edges' frames, so every parameter counts.
+    On EquiformerV2 that is its graph attention with vector output, where only degree 1 is computed
+    and rotated back from the edges' frames, so every parameter counts. Backbones with
+    ``make_vector_attention()``, such as :class:`est_ocp.models.ESTNetwork`, bring their own, which
+    reads vectors from their output (``lmax_out`` of 1 or more).
     """
 
     def __init__(self, backbone: nn.Module) -> None:
@@ -96,11 +99,18 @@ class ForceHead(AttentionHead):
                 "use est_ocp.models.ConservativeHead"
             )
         self.call_layer = backbone.call_layer
-        self.attention = backbone.make_attention(1, lmin_out=1, lmax_out=1, out_bias=False)
+        make = getattr(backbone, "make_vector_attention", None)
+        self.reads_output = make is not None
+        if make is not None:
+            self.attention = make()
+        else:
+            self.attention = backbone.make_attention(1, lmin_out=1, lmax_out=1, out_bias=False)
         init_weights(self, backbone.weight_init)
 
     def forward(self, data, emb) -> dict[str, torch.Tensor]:
         """Return the forces of the batch's atoms."""
+        if self.reads_output:
+            return {"forces": self.attention(emb).to(data.pos.dtype)}
         out = self.call_layer(
             self.attention,
             emb["node_embedding"],
@@ -180,8 +190,9 @@ class BalanceHead(nn.Module, HeadInterface):
                 "est_ocp.models.EquiformerV2EST and at least two experts"
             )
         num_graphs = data.natoms.numel()
+        batches = {False: emb["batch"], True: emb["batch"][emb["edge_index"][1]]}
         losses = [
-            load_balance_loss(probabilities, gate.top_k, emb["batch"], num_graphs)
+            load_balance_loss(probabilities, gate.top_k, batches[gate.per_edge], num_graphs)
             for gate, probabilities in gates.values()
         ]
         out = {"expert_balance": torch.stack(losses).mean(0)}

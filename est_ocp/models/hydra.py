@@ -6,7 +6,7 @@ from fairchem.core.common.registry import registry
 from fairchem.core.models.base import HydraModel
 from torch import nn
 
-from est_ocp.nn import EquivariantLayerNorm, SphereNorm
+from est_ocp.nn import BesselBasis, CoefficientNorm, EquivariantLayerNorm, SphereNorm
 from est_ocp.nn.equiformer import IrrepsLayerNorm, LearnableGaussianBasis
 
 _UNDECAYED = (
@@ -16,6 +16,8 @@ _UNDECAYED = (
     SphereNorm,
     IrrepsLayerNorm,
     LearnableGaussianBasis,
+    BesselBasis,
+    CoefficientNorm,
 )
 
 

@@ -5,6 +5,7 @@ Steerable features are ``[N, (lmax+1)**2, C]`` in e3nn's convention, component n
 
 from __future__ import annotations
 
+from est_ocp.nn.axial_attention import AxialAttention, CoefficientNorm
 from est_ocp.nn.balance_loss import expert_usage, load_balance_loss
 from est_ocp.nn.bessel_basis import BesselBasis
 from est_ocp.nn.drop import EquivariantDropout, GraphDropPath
@@ -33,7 +34,9 @@ from est_ocp.nn.steerable_expert import SteerableExperts
 from est_ocp.nn.transformer_block import TransformerBlock
 
 __all__ = [
+    "AxialAttention",
     "BesselBasis",
+    "CoefficientNorm",
     "ESTLayer",
     "ESTMessageBlock",
     "ESTUpdateBlock",
