@@ -8,13 +8,13 @@ from torch import nn
 
 #: Parts of one block, in order; the first pattern that a parameter's name matches is its part.
 _BLOCK_PARTS = (
-    ("norms", r"^norm"),
+    ("norms", r"^(norm|update\.norm)"),
     ("message attention", r"^message\.attention\."),
     ("message gate", r"^message\.gate\."),
     ("message experts", r"^message\.(spherical|steerable)"),
     ("message maps", r"^message\.(source|target|radial|map_out)\."),
     ("message attention", r"^attention\."),
-    ("feed-forward", r"^update\.(linear_|scalar_mlp|grid_mlp)"),
+    ("feed-forward", r"^update\.(linear_|scalar_mlp|grid_mlp|steerable_linear|mlp\.)"),
     ("maps in and out", r"\.map_(in|out)\."),
     ("shortcut", r"^shortcut"),
     ("interaction", r"^(mlp|conv|lin)\."),
@@ -26,6 +26,8 @@ _BLOCK_PARTS = (
 )
 _TOP_PARTS = (
     ("atom embedding", r"^backbone\.atom_embedding"),
+    ("first node features", r"^backbone\.node_features"),
+    ("first edge features", r"^backbone\.edge_features"),
     ("tag embedding", r"^backbone\.tag_embedding"),
     ("radial basis", r"^backbone\.distance_basis"),
     ("edge degree embedding", r"^backbone\.edge_(degree|embedding)"),
