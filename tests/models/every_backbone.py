@@ -13,6 +13,9 @@ from est_ocp.models import (
     EquiformerEST,
     EquiformerV2Baseline,
     EquiformerV2EST,
+    ESTNetwork,
+    GotenNetBaseline,
+    GotenNetEST,
     SchNetBaseline,
 )
 from tests.models.small import merge
@@ -59,6 +62,33 @@ EQUIFORMER: dict[str, Any] = {
         "radial_channels": [6, 6],
     },
 }
+EST: dict[str, Any] = {
+    "lmax": 2,
+    "num_layers": 2,
+    "channels": 6,
+    "graph": GRAPH,
+    "num_distance_basis": 8,
+    "edge_channels": 6,
+    "message": {
+        "rule": FINE_RULE,
+        "hidden_channels": 4,
+        "num_spherical_experts": 2,
+        "spherical_expert_channels": 4,
+        "num_steerable_experts": 2,
+        "steerable_expert_channels": 4,
+        "radial_channels": [6],
+    },
+    "update": EST_UPDATE,
+}
+GOTENNET: dict[str, Any] = {
+    "lmax": 2,
+    "num_layers": 2,
+    "channels": 6,
+    "num_heads": 2,
+    "graph": GRAPH,
+    "num_distance_basis": 8,
+    "regress_forces": True,
+}
 SCHNET: dict[str, Any] = {
     "channels": 8,
     "filter_channels": 6,
@@ -78,6 +108,12 @@ def maker(cls: type[nn.Module], settings: dict[str, Any]) -> Callable[..., nn.Mo
     return make
 
 
+#: Invariant under rotation up to the sampling of functions on the sphere; the others exactly.
+SAMPLED = {"est_eqv2", "eqv2", "est_equiformer", "est", "est_gotennet"}
+
+#: Those that take ``direct_forces=False``, for :class:`est_ocp.models.ConservativeHead`.
+CONSERVATIVE = {"est_eqv2", "eqv2", "est_gotennet", "gotennet"}
+
 #: By registered name. Called without arguments, or with changes of settings, such as
 #: ``graph={"envelope": True}``; float32, in evaluation mode, always the same weights.
 BACKBONES: dict[str, Callable[..., nn.Module]] = {
@@ -90,5 +126,12 @@ BACKBONES: dict[str, Callable[..., nn.Module]] = {
         EquiformerEST, EQUIFORMER | {"update": EST_UPDATE | {"hidden_channels": 6}}
     ),
     "equiformer": maker(EquiformerBaseline, EQUIFORMER | {"update": {"hidden": "12x0e+6x1e"}}),
+    "est": maker(ESTNetwork, EST),
+    "est_gotennet": maker(
+        GotenNetEST,
+        GOTENNET
+        | {"update": EST_UPDATE | {"num_spherical_experts": 1, "num_steerable_experts": 1}},
+    ),
+    "gotennet": maker(GotenNetBaseline, GOTENNET),
     "est_schnet": maker(SchNetBaseline, SCHNET),
 }
