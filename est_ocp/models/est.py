@@ -68,7 +68,7 @@ class ESTNetwork(LayeredBackbone):
     The defaults are the QM9 model: 6 layers, L = 2, cutoff 5 Angstrom (paper, section 4.2); widths,
     points and experts are not published and chosen here. Node features are
     ``[N, (lmax+1)**2, channels]``, e3nn's convention, component normalised. Messages fade to zero
-    at the cutoff.
+    at the cutoff, whatever ``graph.envelope`` says.
 
     Parameters
     ----------
@@ -154,12 +154,7 @@ class ESTNetwork(LayeredBackbone):
         self.avg_degree = avg_degree
         self.regress_config = GradRegressConfig(direct_forces=direct_forces, forces=regress_forces)
         if graph is None or isinstance(graph, Mapping):
-            graph = {"cutoff": 5.0, "max_neighbors": 500, "envelope": True} | dict(graph or {})
-            if not graph["envelope"]:
-                raise ConfigError(
-                    "model.backbone.graph.envelope cannot be false: messages of the EST network "
-                    "always fade to zero at the cutoff; leave the key out"
-                )
+            graph = {"cutoff": 5.0, "max_neighbors": 500} | dict(graph or {})
         self.graph_settings = from_mapping(GraphSettings, graph, "model.backbone.graph")
         self.message_settings = from_mapping(ESTMessageSettings, message, "model.backbone.message")
         self.update_settings = from_mapping(UpdateSettings, update, "model.backbone.update")
