@@ -14,7 +14,7 @@ def resolve(config: str | Path, overrides: list[str] | None = None) -> Any:
     Raises
     ------
     ConfigError
-        If the file is missing or does not resolve.
+        If the file is missing, does not resolve, or has keys that nothing reads.
     """
     if not Path(config).is_file():
         raise ConfigError(f"config file {config} does not exist")
@@ -26,6 +26,7 @@ def resolve(config: str | Path, overrides: list[str] | None = None) -> Any:
     try:
         return get_hydra_config_from_yaml(str(config), list(overrides or []))
     except (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
+        _raise_ours(error)
         text = " ".join(str(error).split())
         raise ConfigError(f"{config} does not resolve: {text}") from error
 
@@ -44,10 +45,14 @@ def instantiate(node: Any, what: str) -> Any:
     try:
         return hydra.utils.instantiate(node)
     except HydraException as error:
-        cause: BaseException | None = error
-        while cause is not None:
-            if isinstance(cause, ESTError):
-                raise cause from None
-            cause = cause.__cause__ or cause.__context__
+        _raise_ours(error)
         text = " ".join(str(error).split())
         raise ConfigError(f"{what} cannot be built: {text}") from error
+
+
+def _raise_ours(error: BaseException | None) -> None:
+    """Raise the error of est-ocp that led to another one, if there is one."""
+    while error is not None:
+        if isinstance(error, ESTError):
+            raise error from None
+        error = error.__cause__ or error.__context__

@@ -75,6 +75,11 @@ class TaskCollater:
                 f"sample {system.sid[0]} belongs to dataset '{name}', which no task lists "
                 f"({', '.join(sorted(self.datasets))}); make dataset_name and the tasks agree"
             )
+        if not bool(torch.isfinite(system.pos).all()):
+            raise DataError(
+                f"sample {system.sid[0]} of dataset '{name}' has positions that are not finite; "
+                "remove or repair it"
+            )
         result.dataset = name
         for task in self.tasks:
             if name not in task.datasets or task.name in result:

@@ -10,6 +10,7 @@ import torch
 from fairchem.core.datasets.atomic_data import AtomicData
 
 from est_ocp.errors import DataError
+from est_ocp.overlap import find_overlap
 
 #: Cells below this volume (cubic Angstrom) have no usable periodic images.
 MIN_CELL_VOLUME = 1e-3
@@ -71,6 +72,7 @@ def to_atomic_data(
     numbers = _atomic_numbers(fields, count, max_num_elements, where)
     pbc = _pbc(fields, where)
     cell = _cell(fields, bool(pbc.any()), where)
+    _check_overlap(pos, cell, pbc, where)
 
     energy = _label(fields, ENERGY_NAMES[task], (1,), where)
     forces = _label(fields, FORCE_NAMES, (count, 3), where) if task == "s2ef" else None
@@ -197,6 +199,15 @@ def _cell(fields: Mapping[str, Any], periodic: bool, where: str) -> torch.Tensor
             "give a cell, or pbc: [false, false, false]"
         )
     return cell
+
+
+def _check_overlap(pos: torch.Tensor, cell: torch.Tensor, pbc: torch.Tensor, where: str) -> None:
+    overlap = find_overlap(pos.numpy(), cell[0].numpy(), pbc[0].numpy())
+    if overlap is not None:
+        raise DataError(
+            f"{where} has atoms {overlap[0]} and {overlap[1]} at the same place "
+            f"({overlap[2]:.4f} Angstrom apart); remove or repair the record"
+        )
 
 
 def _per_atom(fields: Mapping[str, Any], name: str, count: int, where: str) -> torch.Tensor:

@@ -10,6 +10,7 @@ from fairchem.core.models.uma.escn_md import GradRegressConfig
 from torch import nn
 
 from est_ocp.errors import ConfigError, DataError
+from est_ocp.overlap import find_overlap
 
 
 class FairchemBackbone(nn.Module, BackboneInterface):
@@ -94,7 +95,8 @@ class FairchemBackbone(nn.Module, BackboneInterface):
         Raises
         ------
         DataError
-            For elements outside the model's range, or positions or cell that are not finite.
+            For elements outside the model's range, positions or cell that are not finite, a
+            periodic cell without volume, or two atoms at the same place.
         """
         self.check_elements(torch.as_tensor(atoms.numbers))
         for name, array in (("positions", atoms.positions), ("cell", atoms.cell.array)):
@@ -102,5 +104,11 @@ class FairchemBackbone(nn.Module, BackboneInterface):
                 raise DataError(f"the structure's {name} are not finite; remove or repair it")
         if len(atoms) and atoms.pbc.any() and abs(atoms.cell.complete().volume) < 1e-6:
             raise DataError("the structure is periodic but its cell has no volume; set its cell")
+        overlap = find_overlap(atoms.positions, atoms.cell.array, atoms.pbc)
+        if overlap is not None:
+            raise DataError(
+                f"atoms {overlap[0]} and {overlap[1]} of the structure are at the same place "
+                f"({overlap[2]:.4f} Angstrom apart); remove one of them"
+            )
         atoms.info.setdefault("charge", 0)
         atoms.info.setdefault("spin", 0)

@@ -8,6 +8,7 @@ from fairchem.core.datasets.atomic_data import atomicdata_list_to_batch
 
 from est_ocp.models.graph import RadiusGraph
 from est_ocp.models.settings import GraphSettings
+from est_ocp.overlap import find_overlap
 from est_ocp.preflight.check import Check, Status
 from est_ocp.preflight.run_config import RunConfig
 from est_ocp.preflight.sample import SplitSample
@@ -34,6 +35,9 @@ def check_neighbors(sample: SplitSample, config: RunConfig) -> list[Check]:
         alone += int((here == 0).sum()) if data.num_nodes > 1 else 0
         if len(edges.distance):
             closest = min(closest, float(edges.distance.min()))
+        # Atoms at the same place have no edge.
+        overlap = find_overlap(data.pos.numpy(), data.cell[0].numpy(), data.pbc[0].numpy())
+        closest = min(closest, overlap[2] if overlap else np.inf)
     return [
         _check_counts(np.concatenate(counts), alone, graph, config.backbone.get("avg_degree")),
         _check_closest(closest),

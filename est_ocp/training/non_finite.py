@@ -11,12 +11,23 @@ from torchtnt.framework.callback import Callback
 from est_ocp.errors import DataError
 from est_ocp.training.step_watcher import StepWatcher
 
+ADVICE = (
+    "lower optim.lr or optim.clip_grad_norm, set optim.bf16=false, or remove the structures, then "
+    "continue from the newest checkpoint with `est-ocp resume`"
+)
+
+
+def name_structures(sids: list[str]) -> str:
+    """Return the first few identifiers for a message."""
+    return ", ".join(sids[:8]) + (", ..." if len(sids) > 8 else "") or "unnamed"
+
 
 class StopOnNonFiniteLoss(Callback):
     """Raise when errors or the gradient's norm are infinite or not numbers, naming the structures.
 
     fairchem replaces such losses by zero and trains on with weights that may be spoilt. The steps
     are judged together every ``check_every`` steps, so that the device is not waited for.
+    :class:`SkipNonFiniteSteps` leaves such steps out instead.
 
     Parameters
     ----------
@@ -62,15 +73,10 @@ class StopOnNonFiniteLoss(Callback):
             flag = distutils.all_reduce(flag, average=False, device=device)
         if not flag:
             return
-        advice = (
-            "lower optim.lr or optim.clip_grad_norm, set optim.bf16=false, or remove the "
-            "structures, then continue from the newest checkpoint with `est-ocp resume`"
-        )
         if not bad:
-            raise DataError(f"the loss is not finite on another rank; {advice}")
+            raise DataError(f"the loss is not finite on another rank; {ADVICE}")
         step, sids = bad[0]
-        names = ", ".join(sids[:8]) + (", ..." if len(sids) > 8 else "")
         raise DataError(
             f"the loss or its gradient is not finite at step {step} "
-            f"(structures {names or 'unnamed'}); {advice}"
+            f"(structures {name_structures(sids)}); {ADVICE}"
         )
