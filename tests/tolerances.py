@@ -26,3 +26,15 @@ PARITY_GOTENNET = 1e-5
 
 #: Strictly equivariant layers in float64, one layer on inputs of order one.
 STRICT = 1e-10
+
+#: Change of the energy an atom (of order 0.1, float64) under symmetries that hold to rounding.
+INVARIANCE_EXACT = 1e-10
+
+#: The same under rotation where nonlinearities act on 194 points of the sphere.
+INVARIANCE_SAMPLED = 1e-6
+
+#: Directional derivative against central differences, relative to one plus its value, float64.
+NUMERICAL_GRADIENT = 1e-5
+
+#: Two ranks against one with twice the batch, float64, relative, after a few steps.
+PARALLEL = 1e-10

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from est_ocp import __version__
 from est_ocp.errors import ESTError
+from est_ocp.trust import trusting
 
 #: Subcommand to its one-line help; each is a module of this package with ``add_arguments`` and
 #: ``run``, imported only when it is called.
@@ -25,6 +26,8 @@ COMMANDS = {
     "report": "write a run's report: table, figures, one HTML page",
     "resume": "continue a training from its newest complete checkpoint",
 }
+#: Subcommands that read checkpoints.
+_READERS = ("evaluate", "predict", "submission", "relax", "report", "resume")
 _EPILOG = (
     "Training itself is fairchem's command: fairchem --config configs/demo/s2ef.yml [overrides]"
 )
@@ -42,6 +45,12 @@ def build_parser(chosen: str | None = None) -> argparse.ArgumentParser:
     for name, text in COMMANDS.items():
         sub = subparsers.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
         sub.add_argument("--debug", action="store_true", help="show tracebacks of errors")
+        if name in _READERS:
+            sub.add_argument(
+                "--trust",
+                action="store_true",
+                help="run code that a checkpoint names; only for files from a source you trust",
+            )
         if name == chosen:
             importlib.import_module(f"est_ocp.cli.{name}").add_arguments(sub)
     return parser
@@ -60,7 +69,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parse(argv, chosen)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     try:
-        return importlib.import_module(f"est_ocp.cli.{arguments.command}").run(arguments) or 0
+        with trusting(getattr(arguments, "trust", False)):
+            return importlib.import_module(f"est_ocp.cli.{arguments.command}").run(arguments) or 0
     except ESTError as error:
         if arguments.debug:
             raise

@@ -14,7 +14,8 @@ from est_ocp.errors import CheckpointError
 from est_ocp.training.checkpoint import checkpoint_folders
 from est_ocp.training.manifest import mismatch
 from est_ocp.training.safe_config import check_config
-from est_ocp.training.safe_load import first_line, load_file, only_weights, trusted
+from est_ocp.training.safe_load import first_line, load_file, only_weights
+from est_ocp.trust import trusted
 
 INFERENCE_FILE = "inference_ckpt.pt"
 

@@ -50,6 +50,8 @@ class PredictRunner(Runner):
     Splits whose npz is already there, of this very checkpoint and data, are left as they are, so
     that an evaluation that was cut short goes on with the split that it had reached.
 
+    The jobs of a SLURM array (``job.scheduler.num_array_jobs=4``) share the splits among them.
+
     Parameters
     ----------
     dataloader : DataLoader
@@ -100,7 +102,7 @@ class PredictRunner(Runner):
     def _run(self) -> list[str]:
         folder = Path(self.output_dir or Path(self.job_config.metadata.results_dir) / "predictions")
         folder.mkdir(parents=True, exist_ok=True)
-        splits = splits_of(self.dataloader.dataset)
+        splits = self._share(splits_of(self.dataloader.dataset))
         message: list[Any] = [None]
         if distutils.is_master():
             message = [self._missing(folder, splits)]
@@ -112,22 +114,31 @@ class PredictRunner(Runner):
             self.checkpoint, device=distutils.get_device_for_local_rank().split(":")[0]
         )
         for split, stamp in stamps.items():
-            part = folder / f".part-{split}-{distutils.get_rank()}.pt"
-            torch.save(self._predict(unit, split, splits[split]), part)
+            part = folder / f".part-{split}-{distutils.get_rank()}.npz"
+            np.savez(part, **self._predict(unit, split, splits[split]))
             distutils.synchronize()
             if distutils.is_master():
                 self._save(folder, split, stamp)
         return list(stamps)
 
+    def _share(self, splits: dict[str, int]) -> dict[str, int]:
+        """Return the splits of this job: with a SLURM array, every so many of them."""
+        scheduler = self.job_config.scheduler
+        if scheduler.mode != SchedulerType.SLURM:
+            return splits
+        number = self.job_config.metadata.array_job_num
+        return dict(list(splits.items())[number :: scheduler.num_array_jobs])
+
     def _missing(self, folder: Path, splits: dict[str, int]) -> dict[str, Any]:
         """Return the stamps of the splits to be predicted, their data checked for repeats."""
-        for stale in folder.glob(".part-*.pt"):
-            stale.unlink(missing_ok=True)
+        for split in splits:  # other jobs of an array write their own here
+            for stale in folder.glob(f".part-{split}-[0-9]*.npz"):
+                stale.unlink(missing_ok=True)
         stamps = stamps_of(self.dataloader.dataset, self.checkpoint, self.free_atoms_only)
         todo = {
             split: stamp
             for split, stamp in stamps.items()
-            if not same(read_stamp(folder / f"{split}.npz"), stamp)
+            if split in splits and not same(read_stamp(folder / f"{split}.npz"), stamp)
         }
         for split in todo:
             check_ids(split, self.dataloader.dataset.datasets[splits[split]])
@@ -175,8 +186,12 @@ class PredictRunner(Runner):
 
     def _save(self, folder: Path, split: str, stamp: dict[str, Any]) -> None:
         """Join the ranks' files and write the split's npz."""
-        files = [folder / f".part-{split}-{rank}.pt" for rank in range(distutils.get_world_size())]
-        parts = [torch.load(file, weights_only=False) for file in files]
+        ranks = range(distutils.get_world_size())
+        files = [folder / f".part-{split}-{rank}.npz" for rank in ranks]
+        parts = []
+        for file in files:
+            with np.load(file, allow_pickle=False) as arrays:
+                parts.append(dict(arrays))
         predictions = merge([part for part in parts if part])
         check_unique(split, predictions.ids)
         if self.free_atoms_only:

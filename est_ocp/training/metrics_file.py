@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +18,19 @@ def metrics_path(job_config: Any) -> Path:
 
 
 def append(path: Path, row: dict[str, Any]) -> None:
-    """Add a row. Numbers that are not finite become null, as JSON knows none."""
+    """Add a row. Numbers that are not finite become null, as JSON knows none.
+
+    A row that cannot be written (a full disk) is left out with a warning.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        file.write(json.dumps(_finite(row)) + "\n")
+    end = path.stat().st_size if path.is_file() else 0
+    try:
+        with path.open("a") as file:
+            file.write(json.dumps(_finite(row)) + "\n")
+    except OSError as error:
+        logging.warning(f"a row of {path} could not be written ({error.strerror or error})")
+        with contextlib.suppress(OSError):
+            os.truncate(path, end)
 
 
 def read(path: Path) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from est_ocp.errors import CheckpointError
-from est_ocp.training.safe_load import TRUST
+from est_ocp.trust import TRUST
 
 #: Packages whose ``nn.Module`` classes a config may name.
 _MODULES = ("est_ocp.", "fairchem.core.models.", "fairchem.core.modules.", "torch.nn.")

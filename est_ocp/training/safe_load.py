@@ -10,7 +10,6 @@ from __future__ import annotations
 import collections
 import contextlib
 import io
-import os
 import pickle
 import re
 import typing
@@ -23,43 +22,14 @@ import torch
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata
 
 from est_ocp.errors import CheckpointError
+from est_ocp.trust import TRUST, environment, trusted
 
-#: Environment variable by which ``--trust`` reaches the processes of a command.
-TRUST = "EST_OCP_TRUST"
 _FORCE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 #: What reading a damaged file raises, besides torch's own errors.
 DAMAGE = (
     RuntimeError, EOFError, OSError, pickle.UnpicklingError, KeyError, ValueError, TypeError,
     IndexError,
 )  # fmt: skip
-
-
-def trusted(trust: bool = False) -> bool:
-    """Whether files may run code: by argument, or by ``EST_OCP_TRUST=1``."""
-    return trust or os.environ.get(TRUST) == "1"
-
-
-@contextlib.contextmanager
-def trusting(trust: bool = True) -> Iterator[None]:
-    """Let this process and its children read checkpoints as they are."""
-    with _environment(TRUST, "1" if trust else None):
-        yield
-
-
-@contextlib.contextmanager
-def _environment(name: str, value: str | None) -> Iterator[None]:
-    if value is None:
-        yield
-        return
-    before = os.environ.get(name)
-    os.environ[name] = value
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
 
 
 def inference_classes() -> list[Any]:
@@ -95,7 +65,7 @@ def only_weights(trust: bool = False) -> Iterator[None]:
     if trusted(trust):
         yield
         return
-    with _environment(_FORCE, "1"), torch.serialization.safe_globals(inference_classes()):
+    with environment(_FORCE, "1"), torch.serialization.safe_globals(inference_classes()):
         yield
 
 
