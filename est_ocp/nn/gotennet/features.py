@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from est_ocp.nn.gotennet.gather import gather
 from est_ocp.nn.gotennet.linear import glorot_linear
 from est_ocp.nn.scatter import scatter_sum
 
@@ -62,7 +63,7 @@ class NodeFeatures(nn.Module):
         """
         source, target = edge_index.unbind(0)
         radial = self.distance_linear(edge_scalars) * fade.unsqueeze(-1)
-        messages = self.neighbor_embedding(atomic_numbers).index_select(0, source) * radial
+        messages = gather(self.neighbor_embedding(atomic_numbers), source) * radial
         around = scatter_sum(messages, target, len(atomic_numbers))
         return self.mlp(torch.cat((self.atom_embedding(atomic_numbers), around), dim=-1))
 
@@ -97,5 +98,5 @@ class EdgeFeatures(nn.Module):
         Tensor [E, C]
         """
         source, target = edge_index.unbind(0)
-        ends = scalars.index_select(0, source) + scalars.index_select(0, target)
+        ends = gather(scalars, source) + gather(scalars, target)
         return ends * self.distance_linear(edge_scalars)

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from est_ocp.errors import ConfigError
+from est_ocp.nn.gotennet.gather import gather
 from est_ocp.nn.gotennet.linear import FusedLinear, glorot_linear
 from est_ocp.nn.graph_attention import in_autocast_dtype
 from est_ocp.nn.scatter import edge_softmax, scatter_sum
@@ -128,12 +129,12 @@ class GATA(nn.Module):
 
         query, key, hidden_spatial, hidden_value = self.node_linear(low[:, 0])
         weights = self._weights(query, key, attention, source, target, fade, len(x))
-        heads = self.value_linear(nn.functional.silu(hidden_value)).index_select(0, source)
+        heads = gather(self.value_linear(nn.functional.silu(hidden_value)), source)
         heads = heads.unflatten(-1, (self.num_heads, -1)) * weights.to(heads.dtype).unsqueeze(-1)
-        gates = self.spatial_linear(nn.functional.silu(hidden_spatial)).index_select(0, source)
+        gates = gather(self.spatial_linear(nn.functional.silu(hidden_spatial)), source)
         gates = spatial * gates * fade.to(gates.dtype).unsqueeze(-1) + heads.flatten(-2)
 
-        messages = self._messages(gates, harmonics, low[:, 1:].index_select(0, source))
+        messages = self._messages(gates, harmonics, gather(low[:, 1:], source))
         x = x + scatter_sum(messages, target, len(x)).to(x.dtype)
         if self.refine_edges:
             change = self._change_of_length(in_autocast_dtype(x)[:, 1:], source, target, harmonics)
@@ -153,7 +154,8 @@ class GATA(nn.Module):
         """Attention weights over sqrt(C) [E, num_heads], in at least float32."""
         with torch.autocast(query.device.type, enabled=False):
             precise = torch.promote_types(query.dtype, torch.float32)
-            products = query.index_select(0, target).to(precise) * key.index_select(0, source)
+            query, key = query.to(precise), key.to(precise)
+            products = query.index_select(0, target) * key.index_select(0, source)
             products = products * nn.functional.silu(attention.to(precise))
             logits = products.unflatten(-1, (self.num_heads, -1)).sum(dim=-1)
             envelope = fade.to(precise) if self.fade_attention else None
@@ -181,8 +183,8 @@ class GATA(nn.Module):
         harmonics: torch.Tensor,
     ) -> torch.Tensor:
         """Inner products [E, C] of queries and keys without their parts along the edge."""
-        query = self.refine_query(steerable).index_select(0, target)
-        key = self.refine_key(steerable).index_select(0, source)
+        query = gather(self.refine_query(steerable), target)
+        key = gather(self.refine_key(steerable), source)
         total = (query * key).sum(dim=1)
         along_query, along_key = (
             [block.sum(dim=1) for block in (feature * harmonics).split(self.orders, dim=1)]
