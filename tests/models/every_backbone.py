@@ -13,6 +13,7 @@ from est_ocp.models import (
     EquiformerEST,
     EquiformerV2Baseline,
     EquiformerV2EST,
+    ESCNMDBaseline,
     ESTNetwork,
     GotenNetBaseline,
     GotenNetEST,
@@ -70,9 +71,10 @@ EST: dict[str, Any] = {
     "num_distance_basis": 8,
     "edge_channels": 6,
     "message": {
-        "rule": FINE_RULE,
+        # Every edge pays for these points.
+        "rule": {"kind": "lebedev", "num_points": 86},
         "hidden_channels": 4,
-        "num_spherical_experts": 2,
+        "num_spherical_experts": 1,
         "spherical_expert_channels": 4,
         "num_steerable_experts": 2,
         "steerable_expert_channels": 4,
@@ -96,6 +98,18 @@ SCHNET: dict[str, Any] = {
     "num_distance_basis": 10,
     "graph": GRAPH,
 }
+#: Gates alone: fairchem's products of grids leave sampling errors, as its own choice of points.
+ESCN_MD: dict[str, Any] = {
+    "sphere_channels": 8,
+    "hidden_channels": 6,
+    "edge_channels": 6,
+    "lmax": 2,
+    "mmax": 1,
+    "num_layers": 2,
+    "num_distance_basis": 8,
+    "ff_type": "spectral",
+    "graph": GRAPH,
+}
 
 
 def maker(cls: type[nn.Module], settings: dict[str, Any]) -> Callable[..., nn.Module]:
@@ -112,7 +126,7 @@ def maker(cls: type[nn.Module], settings: dict[str, Any]) -> Callable[..., nn.Mo
 SAMPLED = {"est_eqv2", "eqv2", "est_equiformer", "est", "est_gotennet"}
 
 #: Those that take ``direct_forces=False``, for :class:`est_ocp.models.ConservativeHead`.
-CONSERVATIVE = {"est_eqv2", "eqv2", "est_gotennet", "gotennet"}
+CONSERVATIVE = {"est_eqv2", "eqv2", "est", "est_gotennet", "gotennet"}
 
 #: By registered name. Called without arguments, or with changes of settings, such as
 #: ``graph={"envelope": True}``; float32, in evaluation mode, always the same weights.
@@ -134,4 +148,5 @@ BACKBONES: dict[str, Callable[..., nn.Module]] = {
     ),
     "gotennet": maker(GotenNetBaseline, GOTENNET),
     "est_schnet": maker(SchNetBaseline, SCHNET),
+    "est_escn_md": maker(ESCNMDBaseline, ESCN_MD),
 }
