@@ -37,7 +37,8 @@ class EquivariantLayerNorm(nn.Module):
         self.channels = channels
         self.eps = eps
         self.scalar_norm = nn.LayerNorm(channels, eps=eps)
-        self.affine_weight = nn.Parameter(torch.ones(lmax, channels))
+        # Empty for scalars alone: data-parallel training waits for every gradient it expects.
+        self.affine_weight = nn.Parameter(torch.ones(lmax, channels), requires_grad=lmax > 0)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Normalise ``x`` [N, (lmax+1)**2, C]; the result has at least float32 precision."""
