@@ -1,0 +1,159 @@
+"""Trainings of a given time: the learning rate falls with the clock, and the clock ends them.
+
+For comparisons of models at equal cost, where nobody knows beforehand how many steps fit.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from typing import Any
+
+import torch
+from fairchem.core.common import distutils
+from torch.optim.lr_scheduler import LambdaLR
+from torchtnt.framework.callback import Callback
+
+from est_ocp.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+
+class ClockCosine:
+    """Factor of the learning rate: linear warm-up, then a cosine, both of the seconds trained.
+
+    Parameters
+    ----------
+    seconds : float
+        Length of the training.
+    warmup : float
+        Length of the warm-up as a fraction of it.
+    warmup_factor, lr_min_factor : float
+        Factor at the start, and at the end.
+    untimed_steps : int
+        First steps that do not count: memory is allocated, kernels are compiled and chosen.
+
+    Attributes
+    ----------
+    trained : float
+        Seconds trained; it is saved with the optimiser, so that a resumed training goes on.
+    """
+
+    def __init__(
+        self,
+        seconds: float,
+        warmup: float,
+        warmup_factor: float,
+        lr_min_factor: float,
+        untimed_steps: int,
+    ) -> None:
+        if not seconds > 0 or not 0 <= warmup < 1:
+            raise ConfigError(
+                "a schedule of time needs seconds > 0 and a warm-up of 0 to 1 of it, not "
+                f"{seconds} and {warmup}"
+            )
+        self.seconds, self.warmup = seconds, warmup
+        self.warmup_factor, self.lr_min_factor = warmup_factor, lr_min_factor
+        self.untimed_steps = untimed_steps
+        self.trained = 0.0
+
+    @property
+    def progress(self) -> float:
+        """Fraction of the time that is over, up to 1."""
+        return min(self.trained / self.seconds, 1.0)
+
+    def __call__(self, step: int) -> float:
+        if self.progress < self.warmup:
+            share = self.progress / self.warmup
+            return self.warmup_factor + (1 - self.warmup_factor) * share
+        share = (self.progress - self.warmup) / (1 - self.warmup)
+        return self.lr_min_factor + (1 - self.lr_min_factor) * 0.5 * (1 + math.cos(math.pi * share))
+
+
+def wall_clock_schedule(
+    seconds: float,
+    warmup_factor: float,
+    warmup_epochs: float,
+    lr_min_factor: float,
+    n_iters_per_epoch: int,
+    optimizer: torch.optim.Optimizer,
+    untimed_steps: int = 10,
+    **lengths: Any,
+) -> LambdaLR:
+    """Schedule of a training that :class:`WallClockBudget` ends; replaces ``cosine_schedule``.
+
+    Parameters
+    ----------
+    seconds : float
+        Time of training; evaluations do not count.
+    warmup_factor, lr_min_factor : float
+        As for :func:`est_ocp.training.cosine_schedule`.
+    warmup_epochs : float
+        Length of the warm-up, here as a fraction of ``seconds``.
+    n_iters_per_epoch : int
+        Without effect.
+    optimizer : Optimizer
+    untimed_steps : int
+        First steps that do not count.
+    **lengths
+        ``epochs`` and ``steps`` of the config, without effect.
+    """
+    factor = ClockCosine(seconds, warmup_epochs, warmup_factor, lr_min_factor, untimed_steps)
+    return LambdaLR(optimizer, factor)
+
+
+class WallClockBudget(Callback):
+    """Runs the clock of :func:`wall_clock_schedule` and ends the training when time is up.
+
+    Raises
+    ------
+    ConfigError
+        At the start, if the schedule is another, or with several ranks, whose clocks differ.
+    """
+
+    def __init__(self) -> None:
+        self.started: float | None = None
+        self.steps = 0
+
+    def on_train_start(self, state: Any, unit: Any) -> None:
+        """Find the schedule's clock."""
+        factors = getattr(unit.scheduler, "lr_lambdas", [None])
+        if not isinstance(factors[0], ClockCosine):
+            raise ConfigError(
+                "WallClockBudget needs the schedule est_ocp.training.wall_clock_schedule; use "
+                "both (budget=wall_clock) or neither"
+            )
+        if distutils.get_world_size() > 1:
+            raise ConfigError("a training of a given time runs on one GPU; set ranks_per_node: 1")
+        # All groups of parameters share this object.
+        self.clock = factors[0]
+        self.steps, self.started = 0, None
+
+    def on_train_step_start(self, state: Any, unit: Any) -> None:
+        """Begin to count: all until the next evaluation, with loading and checkpoints."""
+        if self.started is None and self.steps >= self.clock.untimed_steps:
+            self.started = time.perf_counter()
+
+    def on_train_step_end(self, state: Any, unit: Any) -> None:
+        """Add the time; stop when it is up."""
+        self.steps += 1
+        self._count()
+        if self.clock.progress >= 1:
+            logger.info("time is up: %.1f s of training", self.clock.trained)
+            state.stop()
+
+    def on_eval_start(self, state: Any, unit: Any) -> None:
+        """Hold the clock."""
+        self._count()
+        self.started = None
+
+    def _count(self) -> None:
+        if self.started is None:
+            return
+        if torch.cuda.is_available() and self.steps % 20 == 0:
+            # Steps are queued ahead of the GPU; now and then the clock waits for it.
+            torch.cuda.synchronize()
+        now = time.perf_counter()
+        self.clock.trained += now - self.started
+        self.started = now
