@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from ase import Atoms
+from ase.build import molecule
 from fairchem.core.common.registry import registry
 from torch._dynamo.utils import counters
 
@@ -56,6 +57,23 @@ def test_defaults_are_the_published_settings():
     assert len(update.steerable) == 1
     assert update.spherical.mixture.num_spherical_experts == 1
     assert update.spherical.transform.num_points == 64
+
+
+@pytest.mark.parametrize("cls", [GotenNetBaseline, GotenNetEST])
+def test_models_of_the_published_width_rotate(cls):
+    """Benzene with 4 layers, 256 channels and, with EST, 64 points."""
+    torch.manual_seed(0)
+    backbone = cls(lmax_out=2).double().eval()
+    atoms, r = molecule("C6H6"), systems.rotation(1)
+    atoms.rattle(0.1, seed=0)
+    with torch.no_grad():
+        x, turned = (
+            backbone(systems.collate([a]))["node_embedding"]
+            for a in (atoms, systems.rotated(atoms, r))
+        )
+    error = ((turned - rotate(x, r, 2)).norm() / x.norm()).item()
+    print(f"\n{cls.__name__}: {error:.1e}")
+    assert error < (TOL[torch.float64] if cls is GotenNetBaseline else 2e-3)
 
 
 @BACKBONES
