@@ -67,6 +67,7 @@ EST: dict[str, Any] = {
     "lmax": 2,
     "num_layers": 2,
     "channels": 6,
+    "regress_forces": True,
     "graph": GRAPH,
     "num_distance_basis": 8,
     "edge_channels": 6,
