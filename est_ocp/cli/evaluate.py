@@ -47,6 +47,13 @@ def run(arguments: argparse.Namespace) -> int:
     separate_overrides(arguments)
     if (arguments.checkpoint is None) == (arguments.predictions is None):
         raise ConfigError("name one of --checkpoint and --predictions")
+    if arguments.checkpoint is not None:
+        from est_ocp.evaluation.molecules import target_of_checkpoint
+
+        if target_of_checkpoint(arguments.checkpoint) is not None:
+            from est_ocp.cli import evaluate_molecules
+
+            return evaluate_molecules.run(arguments)
     if arguments.plots:
         from est_ocp.evaluation.figures import pyplot
 

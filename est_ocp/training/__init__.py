@@ -16,6 +16,7 @@ from est_ocp.training.safe_checkpoint import SafeCheckpoint
 from est_ocp.training.schedule import cosine_schedule
 from est_ocp.training.skip_non_finite import SkipNonFiniteSteps
 from est_ocp.training.vector_task import VectorTask
+from est_ocp.training.wall_clock import WallClockBudget, wall_clock_schedule
 
 __all__ = [
     "ExpertUsageLog",
@@ -27,7 +28,9 @@ __all__ = [
     "StopOnNonFiniteLoss",
     "TrainRunner",
     "VectorTask",
+    "WallClockBudget",
     "cosine_schedule",
     "latest_checkpoint",
     "resume_command",
+    "wall_clock_schedule",
 ]
