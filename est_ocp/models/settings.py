@@ -69,7 +69,8 @@ class GraphSettings:
     Equiformer-type backbones fade to zero at the cutoff, with two derivatives, so that the energy
     and its gradients are continuous: for conservative forces (``model/heads=conservative`` sets
     it). The originals have none. It is of use only where ``max_neighbors`` is never reached, for
-    a neighbour that is left out jumps as ever. Other backbones fade in their own way, always.
+    a neighbour that is left out jumps as ever. In GotenNet it concerns the attention alone, is on
+    by default and fades by GotenNet's cosine. Other backbones fade in their own way, always.
     """
 
     cutoff: float = 12.0
