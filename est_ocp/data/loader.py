@@ -101,6 +101,26 @@ def release_workers(loader: DataLoader) -> None:
         iterator._shutdown_workers()
 
 
+def limit_elements(dataset: Dataset, max_num_elements: int) -> None:
+    """Let a dataset, or those it joins, refuse elements that a model has no embedding of.
+
+    On a GPU an embedding of a number beyond its table ends the process without a name; records are
+    refused by name when they are read.
+
+    Parameters
+    ----------
+    dataset : Dataset
+        A loader's dataset. Parts without ``max_num_elements`` are left as they are.
+    max_num_elements : int
+        The model's; atomic numbers must be below it.
+    """
+    for part in (*getattr(dataset, "datasets", ()), getattr(dataset, "dataset", None)):
+        if isinstance(part, Dataset):
+            limit_elements(part, max_num_elements)
+    if hasattr(dataset, "max_num_elements"):
+        dataset.max_num_elements = min(dataset.max_num_elements, max_num_elements)
+
+
 def create_dataset(dataset_configs: Mapping[str, Any]) -> ConcatDataset:
     """Join the splits of dataset configurations, every sample exactly once.
 

@@ -12,9 +12,11 @@ import contextlib
 import fcntl
 import hashlib
 import logging
+import math
 import multiprocessing
 import os
 import tempfile
+import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -24,7 +26,7 @@ from tqdm import tqdm
 
 from est_ocp.data.shards import LmdbShards, expand_path, find_shards
 from est_ocp.data.unpickle import count_atoms
-from est_ocp.errors import DataError
+from est_ocp.errors import ARCHIVE_ERRORS, DataError
 
 logger = logging.getLogger(__name__)
 
@@ -109,14 +111,39 @@ def load_natoms(path: Path, length: int) -> np.ndarray:
     except Exception as error:
         # A truncated zip archive raises zipfile's and zlib's own errors.
         raise DataError(f"'{path}' is damaged ({error}); {remedy}") from error
-    if natoms.shape[0] != length:
-        raise DataError(
-            f"'{path}' describes {natoms.shape[0]} samples but the shards hold {length}; {remedy}"
-        )
+    _compare_lengths(path, natoms.shape[0], length)
     whole = natoms.astype(np.int64) if natoms.dtype.kind in "iuf" else np.zeros(1, np.int64)
     if not np.array_equal(whole, natoms) or (whole <= 0).any():
         raise DataError(f"natoms of '{path}' are not positive whole numbers; {remedy}")
     return whole
+
+
+def check_length(shards: LmdbShards) -> None:
+    """Compare the number of samples with the metadata file beside the shards, if there is one.
+
+    Only the file's header is read. A file that cannot be read is reported when it is needed.
+
+    Raises
+    ------
+    DataError
+        If the numbers differ: the last shards may be missing, which their names do not tell.
+    """
+    path = metadata_path(shards)
+    try:
+        with zipfile.ZipFile(path) as archive, archive.open("natoms.npy") as stream:
+            np.lib.format.read_magic(stream)
+            shape, _, _ = np.lib.format.read_array_header_1_0(stream)
+    except ARCHIVE_ERRORS:
+        return
+    _compare_lengths(path, math.prod(shape), len(shards))
+
+
+def _compare_lengths(path: Path, described: int, length: int) -> None:
+    if described != length:
+        raise DataError(
+            f"'{path}' describes {described} samples but the shards hold {length}; fetch the "
+            "shards that are missing, or delete it to have it made again"
+        )
 
 
 def _load_checked(path: Path, shards: LmdbShards) -> np.ndarray:

@@ -13,7 +13,7 @@ from fairchem.core.datasets.atomic_data import AtomicData
 from fairchem.core.datasets.base_dataset import BaseDataset
 from fairchem.core.modules.transforms import DataTransforms
 
-from est_ocp.data.metadata import natoms_of
+from est_ocp.data.metadata import check_length, natoms_of
 from est_ocp.data.record import to_atomic_data
 from est_ocp.data.shards import LmdbShards, expand_path, find_shards
 from est_ocp.data.unpickle import as_fields, safe_loads
@@ -81,6 +81,8 @@ class OC20LmdbDataset(BaseDataset):
         self.shards = LmdbShards(
             find_shards(path, allow_missing=bool(config.get("allow_missing_shards", False)))
         )
+        if not config.get("metadata_path"):
+            check_length(self.shards)
         self.num_samples = len(self.shards)
 
     @cached_property

@@ -14,6 +14,10 @@ from est_ocp.data.unpickle import safe_loads
 from est_ocp.errors import DataError
 
 _NUMBERED = re.compile(r"data\.(\d+)\.lmdb")
+#: What curl, aria2, browsers and rsync call a file that they have not finished.
+_UNFINISHED = re.compile(
+    r"data\.\d+\.lmdb\.(part|partial|tmp|aria2|crdownload|download)|\.data\.\d+\.lmdb\.\w{6}"
+)
 _LENGTH_KEY = b"length"
 
 
@@ -48,7 +52,7 @@ def find_shards(src: str | os.PathLike[str], allow_missing: bool = False) -> lis
     Raises
     ------
     DataError
-        If there is nothing to read, or a number is missing.
+        If there is nothing to read, a number is missing, or a download was interrupted.
     """
     src = expand_path(src)
     if src.is_file():
@@ -57,6 +61,12 @@ def find_shards(src: str | os.PathLike[str], allow_missing: bool = False) -> lis
         raise DataError(
             f"there is no folder or file '{src}'; give src a folder of data.*.lmdb files "
             "or one .lmdb file (docs/data.md says how to fetch OC20)"
+        )
+    unfinished = sorted(p.name for p in src.iterdir() if _UNFINISHED.fullmatch(p.name))
+    if unfinished:
+        raise DataError(
+            f"'{src}' holds '{unfinished[0]}', which an interrupted download left; finish it, or "
+            "remove the file if its shard is whole"
         )
     files = [path for path in src.glob("*.lmdb") if path.is_file() and path.name[0] != "."]
     if not files:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -67,7 +68,7 @@ def write_oc20_lmdb(
     Raises
     ------
     DataError
-        If there are no records, or files are there and ``overwrite`` is False.
+        If there are no records, files are there and ``overwrite`` is False, or the disk is full.
     ConfigError
         If ``task`` or ``shards`` has no meaning.
     """
@@ -98,7 +99,10 @@ def write_oc20_lmdb(
     where = metadata_path(LmdbShards(targets))
     where.unlink(missing_ok=True)
     if metadata:
-        save_natoms(where, np.array(natoms))
+        try:
+            save_natoms(where, np.array(natoms))
+        except OSError as error:
+            raise _not_written(where, error) from error
     return targets
 
 
@@ -164,10 +168,19 @@ def _write_file(
         finally:
             env.close()
         os.replace(partial, target)
-    except BaseException:
+    except lmdb.Error as error:
+        raise _not_written(target, error) from error
+    finally:
         partial.unlink(missing_ok=True)
-        raise
     return natoms
+
+
+def _not_written(target: Path, error: Exception) -> DataError:
+    free = shutil.disk_usage(target.parent).free / 2**20
+    return DataError(
+        f"'{target}' cannot be written ({error}; {free:.1f} MiB are free there); free some space, "
+        "then write it again"
+    )
 
 
 def _put(env: lmdb.Environment, items: list[tuple[str, bytes]]) -> None:
