@@ -152,7 +152,8 @@ def resume_command(run_dir: str | Path, overrides: list[str] | None = None) -> l
         str(Path(sys.executable).with_name("fairchem")),
         "--config",
         str(checkpoint / "resume.yaml"),
-        f"job.runner_state_path={checkpoint}",
+        # the newest at the job's start, which may come after other jobs of this run
+        "job.runner_state_path=null",
         f"job.run_dir={run.parent}",
         f"job.timestamp_id={run.name}",
         *(overrides or []),

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from fairchem.core.common import distutils
-from fairchem.core.components.callbacks import StopBeforeTimeoutCallback
 from fairchem.core.components.train.train_runner import TrainEvalRunner
 
-from est_ocp.data import EvaluationBatchSampler, release_workers
+from est_ocp.data import EvaluationBatchSampler, limit_elements, release_workers
 from est_ocp.errors import CheckpointError, ConfigError
 from est_ocp.models.batch_graph import GraphCollater
 from est_ocp.models.graph import RadiusGraph
 from est_ocp.training.checkpoint import finish_interrupted, latest_checkpoint, problem_of
-from est_ocp.training.safe_load import check_training_state, trusted
+from est_ocp.training.safe_load import check_training_state
+from est_ocp.training.stop_in_time import StopInTime, StoppedInTimeError
 from est_ocp.training.threads import share_cores
 
 
@@ -92,24 +93,37 @@ class TrainRunner(TrainEvalRunner):
                     "eval_batch_size"
                 )
         if self.stop_before_timeout_min is not None:
-            # first, so that the checkpoint callback sees in the same step that it is to save
-            stop = StopBeforeTimeoutCallback(
-                self._get_slurm_timeout_hr(), self.stop_before_timeout_min
-            )
-            self.callbacks, self.stop_before_timeout_min = [stop, *self.callbacks], None
+            self.callbacks = [*self.callbacks, self._stop_in_time()]
+            self.stop_before_timeout_min = None
         try:
             super().run()
+        except StoppedInTimeError:
+            distutils.synchronize()
         finally:
             for loader in (self.train_dataloader, self.eval_dataloader):
                 release_workers(loader)
 
+    def _stop_in_time(self) -> StopInTime:
+        seconds = 3600 * self._get_slurm_timeout_hr() - 60 * self.stop_before_timeout_min
+        callback = self.checkpoint_callback
+        keeps = callback is not None and callback.checkpoint_every_n_steps
+        return StopInTime(
+            seconds,
+            # looked up when it is called: the runner fills it in only then
+            (lambda place: callback.save_callback(place)) if keeps else None,
+            self.job_config.metadata.checkpoint_dir,
+        )
+
     def _check_tasks(self) -> None:
-        """Let the backbone refuse tasks that it cannot serve, before the first step."""
+        """Let the backbone refuse tasks and elements that it cannot serve."""
         unit = self.train_eval_unit
         datasets = {name for task in unit.tasks for name in task.datasets}
-        _backbone(unit.model).validate_tasks(
+        backbone = _backbone(unit.model)
+        backbone.validate_tasks(
             {name: [task for task in unit.tasks if name in task.datasets] for name in datasets}
         )
+        for loader in (self.train_dataloader, self.eval_dataloader):
+            limit_elements(loader.dataset, getattr(backbone, "max_num_elements", sys.maxsize))
 
     def save_state(self, checkpoint_location: str, is_preemption: bool = False) -> bool:
         """Save, or on a signal link the newest complete checkpoint as the one to continue from."""
@@ -172,7 +186,7 @@ class TrainRunner(TrainEvalRunner):
                 f"job.runner_state_path: {location} holds no complete training checkpoint "
                 f"({problem}); name a folder checkpoints/step_N of an earlier run"
             )
-        check_training_state(Path(location), trusted())
+        check_training_state(Path(location))
         return location
 
     def _newest_checkpoint(self, hashes: bool = True) -> Path | None:

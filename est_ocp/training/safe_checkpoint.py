@@ -95,19 +95,13 @@ class SafeCheckpoint(TrainCheckpointCallback):
         if self.checkpoint_every_n_steps and step % self.checkpoint_every_n_steps == 0:
             save(str(Path(folder) / f"step_{step}"))
 
-    def on_train_step_end(self, state: Any, unit: Any) -> None:
-        """Save where the training is told to stop; torchtnt then counts the epoch as completed."""
-        if state.should_stop and self.checkpoint_every_n_steps:
-            save, folder = self._checkpoint_hooks()
-            save(str(Path(folder) / f"step_{unit.train_progress.num_steps_completed}"))
-
     def on_train_end(self, state: Any, unit: Any) -> None:
-        """Save ``final``, unless the training was stopped early or had ended before."""
+        """Save ``final``, unless the training had ended before this job."""
         _, folder = self._checkpoint_hooks()
         trained = unit.train_progress.num_steps_completed > self._first_step
         if not trained and (Path(folder) / _FINAL).resolve() == self._resumed:
             logging.info("this training had ended before: nothing to do")
-        elif not state.should_stop:
+        else:
             super().on_train_end(state, unit)
 
     def _save(self, save_callback: Callable[[str], None], path: Path) -> None:
