@@ -47,8 +47,8 @@ class ESTMessageBlock(ConstantBuffers):
     experts act on those ``J`` rows instead of S points, and the only tensor as large as
     [E, S, hidden] is the experts' hidden activation. The inverse transform, the sum over
     neighbours and the experts' second maps are linear: activations are transformed back and summed
-    over edges first, and the second maps act once a node. The gate and the envelope multiply the
-    activations.
+    over edges first, and the second maps act once a node. Gate and envelope multiply the
+    coefficients of the activations, of which there are fewer than points.
 
     Parameters
     ----------
@@ -191,8 +191,10 @@ class ESTMessageBlock(ConstantBuffers):
         weights = self._weights(message[:, 0], envelope)
         spherical, steerable = weights.tensor_split([self.num_spherical_experts], dim=1)
 
-        hidden = self._spherical_activation(h, radial, edge_sh, spherical)
-        hidden = self.transform.from_points(hidden) * (self.lmax + 1)
+        hidden = self._spherical_activation(h, radial, edge_sh)
+        hidden = self.transform.from_points(hidden).unflatten(-1, (self.num_spherical_experts, -1))
+        scale = (spherical * (self.lmax + 1)).to(hidden.dtype)
+        hidden = (hidden * scale[:, None, :, None]).flatten(-2)
         out = self._project_spherical(
             scatter_sum(hidden, target, len(x)), scatter_sum(spherical, target, len(x))
         )
@@ -214,9 +216,8 @@ class ESTMessageBlock(ConstantBuffers):
         h: torch.Tensor,
         radial: torch.Tensor,
         edge_sh: torch.Tensor,
-        weights: torch.Tensor,
     ) -> torch.Tensor:
-        """Weighed hidden activations of the spherical experts at the points, [E, S, hidden]."""
+        """Hidden activations of all spherical experts at the points, [E, S, hidden]."""
         band_limited = h / (self.lmax + 1)
         functions, coefficients, constant = self.attention(band_limited, radial, edge_sh)
         scalars = band_limited[:, :1] + constant.unsqueeze(1)
@@ -227,7 +228,7 @@ class ESTMessageBlock(ConstantBuffers):
         rows = nn.functional.linear(self._normalise(rows, basis), experts.weight_in.flatten(0, 1))
         scalars = rows[:, :1] + experts.bias_in.flatten().to(rows.dtype)
         rows = torch.cat((scalars, rows[:, 1:]), dim=1)
-        return experts.activate(torch.bmm(basis.to(rows.dtype), rows), weights)
+        return nn.functional.silu(torch.bmm(basis.to(rows.dtype), rows))
 
     def _normalise(self, rows: torch.Tensor, basis: torch.Tensor) -> torch.Tensor:
         """Sphere norm of ``basis @ rows``, applied to ``rows`` [E, J, D]; at least float32.

@@ -121,16 +121,9 @@ class SphericalExperts(nn.Module):
         Tensor [N, S, C]
         """
         hidden = nn.functional.linear(f, self.weight_in.flatten(0, 1), self.bias_in.flatten())
-        return self.project(self.activate(hidden, gate), gate)
-
-    def activate(self, hidden: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
-        """Weigh ``silu(hidden)`` [N, S, E * H] by the experts' ``gate`` [N, E]."""
         hidden = hidden.unflatten(-1, (self.num_experts, self.hidden_channels))
         weight = gate.to(hidden.dtype)[:, None, :, None]
-        return _GatedSiLU.apply(hidden, weight).flatten(-2)
-
-    def project(self, hidden: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
-        """Second map [N, S, E * H] to [N, S, C], linear in ``hidden`` and ``gate`` together."""
+        hidden = _GatedSiLU.apply(hidden, weight).flatten(-2)
         out = nn.functional.linear(hidden, self.weight_out.flatten(1))
         if self.bias_out is None:
             return out
