@@ -24,6 +24,7 @@ from est_ocp.data.qm9_sources import FULL_SIZE, read_pyg_raw, read_qm9pack
 from est_ocp.data.qm9_split import QM9_SPLITS, part_of
 from est_ocp.data.qm9_statistics import fit_references, statistics_of
 from est_ocp.data.qm9_subset import read_subset
+from est_ocp.data.shards import open_lmdb
 from est_ocp.errors import ConfigError, DataError
 from est_ocp.qm9_targets import TARGETS
 
@@ -86,18 +87,18 @@ def read_molecules(path: str | os.PathLike[str]) -> Molecules:
             "correct data.root"
         )
     try:
-        env = lmdb.open(os.fspath(path), subdir=False, readonly=True, lock=False)
+        env = open_lmdb(path)
         try:
             with env.begin() as transaction:
                 header = json.loads(transaction.get(b"header") or b"{}")
                 if header.get("format") != _FORMAT:
-                    raise DataError(f"'{path}' is not in the format '{_FORMAT}'; {_REMEDY}")
+                    raise DataError(f"'{path}' is not in the format '{_FORMAT}'")
                 parts = [_load(transaction.get(_key(n))) for n in range(header["blocks"])]
         finally:
             env.close()
         molecules = concatenate(parts)
-    except DataError:
-        raise
+    except DataError as error:
+        raise DataError(f"{error}; {_REMEDY}") from error
     except Exception as error:
         # A damaged file can fail in LMDB, in the zip archive or in NumPy's header.
         raise DataError(f"'{path}' is damaged ({error}); {_REMEDY}") from error

@@ -141,7 +141,9 @@ class WallClockBudget(Callback):
         self._count()
         if self.clock.progress >= 1:
             logger.info("time is up: %.1f s of training", self.clock.trained)
-            state.stop()
+            # As if so many steps had been asked for: after state.stop() the evaluation that follows
+            # would see nothing.
+            state.train_state._max_steps = unit.train_progress.num_steps_completed
 
     def on_eval_start(self, state: Any, unit: Any) -> None:
         """Hold the clock."""
