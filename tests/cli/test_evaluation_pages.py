@@ -90,7 +90,8 @@ def test_several_ranks_and_jobs(here):
     for number, line in enumerate(jobs):
         config, *overrides = runnable(line, here)[1:]
         assert resolve(ROOT / config, overrides[:-1]).job.scheduler.mode == "slurm"
-        kept = [o for o in overrides if not o.startswith(("cluster=slurm", "output_dir="))]
+        left_out = ("cluster=slurm", "output_dir=", "job.scheduler.num_array_jobs=")
+        kept = [o for o in overrides if not o.startswith(left_out)]
         out = here / f"job-{number}"
         train(ROOT / config, *kept, f"output_dir={out}", f"job.run_dir={here / 'jobs'}")
         expected = TEST_SPLITS if "data.test" in line else ("val_id", "val_ood_both")

@@ -199,7 +199,7 @@ def test_one_dead_process_ends_the_others_that_would_wait_for_ever(cluster, tmp_
     script.write_text(
         "#!/bin/bash\n#SBATCH --nodes=2\n#SBATCH --ntasks-per-node=1\n"
         f"#SBATCH --export=ALL,SLURM_KILL_BAD_EXIT=1\n#SBATCH --output={tmp_path}/out\n"
-        "srun bash -c '[ $SLURM_PROCID = 0 ] && sleep 3600; kill -9 $$'\n"
+        "srun bash -c '[ $SLURM_PROCID = 0 ] && sleep 3600; sleep 2; kill -9 $$'\n"
     )
     number = cluster.call("sbatch", str(script)).split()[-1]
     assert cluster.wait_for_end(number, 60)["JobState"] == "FAILED"
@@ -228,13 +228,21 @@ def test_the_page_s_own_commands_of_slurm(cluster, tmp_path):
     lines = re.findall(r"^(?:squeue|scontrol|scancel) .*$", text, flags=re.MULTILINE)
     assert len(lines) == 4
     script = tmp_path / "job.sh"
-    script.write_text(f"#!/bin/bash\n#SBATCH --output={tmp_path}/out\nsleep 3600\n")
-    number = cluster.call("sbatch", "--begin=now+1hour", str(script)).split()[-1]
+    script.write_text(
+        f"#!/bin/bash\n#SBATCH --output={tmp_path}/out\nsrun bash -c 'trap : USR2; sleep 3600'\n"
+    )
+    runs, waits = (
+        cluster.call("sbatch", *options, str(script)).split()[-1]
+        for options in ((), ("--begin=now+1hour",))
+    )
+    wait_for(lambda: cluster.processes(SLURM_JOB_ID=runs, SLURM_PROCID="0"), "the step", 60)
     for line in lines:
-        cluster.call(*line.replace("JOB", number, 1).replace("JobId=JOB", number).split())
+        # only a job that runs gets a signal, only one that waits another time of start
+        cluster.call(*line.replace("JOB", runs if "--signal" in line else waits).split())
+    assert "`scancel --name=" in text
     cluster.call("scancel", "--name=job.sh")
-    assert "scancel --name=" in text
-    assert cluster.wait_for_end(number, 60)["JobState"] == "CANCELLED"
+    for number in (runs, waits):
+        assert cluster.wait_for_end(number, 60)["JobState"] == "CANCELLED"
 
 
 def test_nothing_is_left_running(cluster):
