@@ -21,12 +21,14 @@ import random
 import signal
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 from fairchem.core._cli import main as fairchem_main
 from fairchem.core.launchers import slurm_launch
+from tqdm import tqdm
 
 from est_ocp.data import load_demo_frames, write_oc20_lmdb
 from est_ocp.data.frames import SPLITS
@@ -60,6 +62,8 @@ class Training:
         descriptor = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         for stream in (1, 2):
             os.dup2(descriptor, stream)
+        # A progress bar's lock is shared with earlier forks, and a killed one may have held it.
+        tqdm.set_lock(threading.RLock())
         # The report on the machine takes seconds in processes that a kill would leave behind.
         slurm_launch.write_environment_report = lambda **_: None
         fairchem_main(argparse.Namespace(config=str(CONFIG)), list(self.overrides))
