@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from est_ocp.data.qm9_molecules import Molecules
+from est_ocp.data.qm9_molecules import Molecules, ragged_range
 
 _CHUNK = 4096
 
@@ -24,12 +24,12 @@ def radius_edges(molecules: Molecules, cutoff: float) -> tuple[np.ndarray, np.nd
         Numbers of the atoms in their molecule; by molecule, then target, then source.
     nedges : ndarray [M], int64
     """
-    sources, targets, counts = [], [], []
     # Molecules of one size make one dense array of distances without padding.
     order = np.argsort(molecules.natoms, kind="stable")
     sizes = molecules.natoms[order].astype(np.int64)
     atom_starts = np.cumsum(molecules.natoms, dtype=np.int64) - molecules.natoms
-    owner = []
+    nedges = np.zeros(len(molecules), dtype=np.int64)
+    found = []
     for size in np.unique(sizes):
         members = order[sizes == size]
         for start in range(0, len(members), _CHUNK):
@@ -37,13 +37,12 @@ def radius_edges(molecules: Molecules, cutoff: float) -> tuple[np.ndarray, np.nd
             pos = molecules.pos[atom_starts[chosen][:, None] + np.arange(size)]
             square = ((pos[:, :, None] - pos[:, None]) ** 2).sum(-1)
             near = (square <= cutoff**2) & ~np.eye(size, dtype=bool)
-            molecule, target, source = np.nonzero(near)
-            sources.append(source.astype(np.uint8))
-            targets.append(target.astype(np.uint8))
-            owner.append(chosen[molecule])
-            counts.append((chosen, near.sum((1, 2))))
-    nedges = np.zeros(len(molecules), dtype=np.int64)
-    for chosen, count in counts:
-        nedges[chosen] = count
-    in_order = np.argsort(np.concatenate(owner), kind="stable")
-    return np.concatenate(sources)[in_order], np.concatenate(targets)[in_order], nedges
+            _, target, source = np.nonzero(near)
+            nedges[chosen] = near.sum((1, 2))
+            found.append((chosen, source.astype(np.uint8), target.astype(np.uint8)))
+    starts = np.cumsum(nedges) - nedges
+    sources, targets = np.empty((2, int(nedges.sum())), dtype=np.uint8)
+    for chosen, source, target in found:
+        places = ragged_range(starts[chosen], nedges[chosen])
+        sources[places], targets[places] = source, target
+    return sources, targets, nedges

@@ -11,10 +11,12 @@ from est_ocp.errors import ConfigError
 from est_ocp.models import ESCNMDBaseline, MolecularPropertyHead
 from est_ocp.models.molecular_heads import SpatialExtentReadout
 from est_ocp.qm9_targets import BOHR, TARGETS
+from tests.models.systems import collate, rotated, single_atom, water
 from tests.models.systems import rotation as random_rotation
 from tests.tolerances import TOL
 
 DTYPE = torch.float64
+SINGLE = TOL[torch.float32]
 CHANNELS = 8
 EXTENSIVE = ["alpha", "zpve", "U0", "U", "H", "G", "Cv"]
 INTENSIVE = ["homo", "lumo", "gap"]
@@ -149,3 +151,20 @@ def test_an_unknown_target_is_refused_by_name():
 def test_unknown_keys_of_escn_md_are_refused():
     with pytest.raises(ConfigError, match="num_layerz"):
         ESCNMDBaseline(num_layerz=3)
+
+
+def test_escn_md_on_our_graph_keeps_symmetry_and_takes_single_atoms():
+    # fairchem keeps the matrices of its grid in single precision.
+    torch.manual_seed(0)
+    sizes = {"sphere_channels": 8, "hidden_channels": 8, "edge_channels": 8}
+    model = ESCNMDBaseline(num_layers=1, num_distance_basis=8, **sizes).double().eval()
+    r = random_rotation(2)
+    outputs = [model(collate([atoms, single_atom()])) for atoms in (water(), rotated(water(), r))]
+    plain, turned = (out["node_embedding"] for out in outputs)
+    assert plain.shape == (4, 9, 8)
+    assert (outputs[0]["edge_index"] < 3).all()
+    torch.testing.assert_close(plain[:, 0], turned[:, 0], atol=SINGLE, rtol=0)
+    vectors = torch.einsum("ij,njc->nic", r, plain[:, 1:4])
+    torch.testing.assert_close(vectors, turned[:, 1:4], atol=SINGLE, rtol=0)
+    alone = model(collate([single_atom()]))["node_embedding"]
+    torch.testing.assert_close(alone, plain[3:], atol=SINGLE, rtol=0)
