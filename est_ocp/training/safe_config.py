@@ -42,19 +42,18 @@ def check_config(config: Any, file: str, where: str) -> None:
     CheckpointError
         Naming the key and what it refers to.
     """
-    from omegaconf import OmegaConf
-
-    if OmegaConf.is_config(config):
-        config = OmegaConf.to_container(config, resolve=False)
+    config = _held(config, file, where)
     if isinstance(config, dict):
-        for key, value in config.items():
+        for key, node in config.items():
             place = f"{where}.{key}"
-            if key == "_target_":
+            value = _held(node, file, place)
+            # fairchem would read another checkpoint unchecked, by this name or by its position
+            if key in ("_args_", "finetune_config"):
+                _require(value is None, file, place, value)
+            elif key == "_target_":
                 _require(_is_target(value), file, place, value)
             elif key in ("model", "module") and isinstance(value, str):
                 _require(_is_model(value), file, place, value)
-            elif key == "finetune_config":  # fairchem would read another checkpoint unchecked
-                _require(value is None, file, place, value)
             check_config(value, file, place)
     elif isinstance(config, list | tuple):
         for number, value in enumerate(config):
@@ -64,6 +63,21 @@ def check_config(config: Any, file: str, where: str) -> None:
         _require("${" not in config, file, where, config)
     else:
         _require(isinstance(config, _PLAIN), file, where, type(config).__name__)
+
+
+def _held(config: Any, file: str, place: str) -> Any:
+    """Return what a node of omegaconf holds; anything else as it is."""
+    from omegaconf import Node
+    from omegaconf.nodes import ValueNode
+
+    while isinstance(config, Node):
+        # By its fields: what a file puts into a node may also answer in its methods' place.
+        fields = vars(config)
+        name = "_val" if isinstance(config, ValueNode) else "_content"
+        extra = fields.keys() - {"_metadata", "_parent", "_flags_cache", name}
+        _require(not extra and name in fields, file, place, ", ".join(sorted(extra)))
+        config = fields[name]
+    return config
 
 
 def _require(condition: bool, file: str, place: str, value: Any) -> None:

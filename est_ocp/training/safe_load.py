@@ -12,12 +12,12 @@ import contextlib
 import io
 import pickle
 import re
+import threading
 import typing
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata
 
@@ -25,11 +25,8 @@ from est_ocp.errors import CheckpointError
 from est_ocp.trust import TRUST, environment, trusted
 
 _FORCE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
-#: What reading a damaged file raises, besides torch's own errors.
-DAMAGE = (
-    RuntimeError, EOFError, OSError, pickle.UnpicklingError, KeyError, ValueError, TypeError,
-    IndexError,
-)  # fmt: skip
+#: torch's switch and its list of classes belong to the whole process: one reader at a time.
+_ONE_READER = threading.RLock()
 
 
 def inference_classes() -> list[Any]:
@@ -48,14 +45,6 @@ def _config_classes() -> list[Any]:
     return [*nodes, collections.defaultdict, dict, list, int, typing.Any]
 
 
-def _array_classes() -> list[Any]:
-    """Classes of the NumPy array of whole numbers in earlier files of random states."""
-    multiarray = np.array(0).__reduce__()[0]
-    names = [f"numpy.{core}.multiarray._reconstruct" for core in ("core", "_core")]
-    arrays = [(multiarray, name) for name in names]
-    return [*arrays, np.ndarray, np.dtype, type(np.dtype(np.uint32))]
-
-
 @contextlib.contextmanager
 def only_weights(trust: bool = False) -> Iterator[None]:
     """Make every ``torch.load`` of an inference checkpoint in this block a safe one.
@@ -65,7 +54,11 @@ def only_weights(trust: bool = False) -> Iterator[None]:
     if trusted(trust):
         yield
         return
-    with environment(_FORCE, "1"), torch.serialization.safe_globals(inference_classes()):
+    with (
+        _ONE_READER,
+        environment(_FORCE, "1"),
+        torch.serialization.safe_globals(inference_classes()),
+    ):
         yield
 
 
@@ -89,7 +82,7 @@ def load_file(file: str | Path, trust: bool = False, mmap: bool = False) -> Any:
     """
     with open(file, "rb") as stream:
         mmap = mmap and stream.read(4) == b"PK\x03\x04"
-    return _load(str(file), str(file), trust, [*inference_classes(), *_array_classes()], mmap)
+    return _load(str(file), str(file), trust, inference_classes(), mmap)
 
 
 def _load(source: Any, name: str, trust: bool, classes: list[Any], mmap: bool = False) -> Any:
@@ -97,19 +90,19 @@ def _load(source: Any, name: str, trust: bool, classes: list[Any], mmap: bool = 
     try:
         if trusted(trust):
             return torch.load(source, weights_only=False, **options)
-        with torch.serialization.safe_globals(classes):
+        with _ONE_READER, torch.serialization.safe_globals(classes):
             return torch.load(source, weights_only=True, **options)
-    except DAMAGE as error:
+    except (ImportError, AttributeError) as error:
+        raise CheckpointError(
+            f"{name} names code that is not installed ({first_line(error)})"
+        ) from None
+    except Exception as error:  # a damaged pickle can fail in any way
         refused = re.search(r"GLOBAL (\S+)", str(error))
         if refused is not None:
             raise CheckpointError(_refusal(name, refused.group(1))) from None
         raise CheckpointError(
             f"{name} is damaged or is no checkpoint ({first_line(error)}); take another one, or "
             "train again"
-        ) from None
-    except (ImportError, AttributeError) as error:
-        raise CheckpointError(
-            f"{name} names code that is not installed ({first_line(error)})"
         ) from None
 
 
@@ -196,6 +189,11 @@ def check_training_state(checkpoint: Path, trust: bool = False) -> None:
     for name, entries in by_file.items():
         with (checkpoint / name).open("rb") as stream:
             for info in entries:
+                # torch would decode the bytes first and so read others than are looked at here
+                if getattr(info, "transform_descriptors", None):
+                    raise CheckpointError(
+                        _refusal(str(checkpoint / name), str(info.transform_descriptors))
+                    )
                 stream.seek(info.offset)
                 content = io.BytesIO(stream.read(info.length))
                 _load(content, str(checkpoint / name), False, classes)
