@@ -24,6 +24,12 @@ GROUPS = ("batching", "cluster", "data", "optim", "tasks")
 _HYDRA = ("_target_", "_partial_", "_recursive_", "_convert_", "_args_")
 #: Top-level keys that fairchem reads itself.
 _JOB = ("job", "runner", "reducer")
+#: Dots and name of ``${name.of[a].key}``, ``${..relative}`` and ``${oc.select:name,default}``, but
+#: no other resolver; ``name.`` of ``${name.${other}}``.
+_REFERENCE = re.compile(r"\$\{\s*(?:oc\.select:\s*)?(\.*+)([\w.\[\]-]*+)(?!\s*:)")
+
+#: Where a key stands, from the top.
+Place = tuple[str, ...]
 
 
 def register() -> None:
@@ -38,24 +44,24 @@ def check_keys(config: Mapping[str, Any]) -> None:
     """Check a config whose interpolations are not resolved.
 
     Top-level keys must be referred to by an interpolation. Keys of the groups (:data:`GROUPS`)
-    must occur in a shipped file of the group, be referred to by an interpolation, or describe an
-    object (``_target_``, a dataset's ``format``). Arguments of objects of est-ocp and fairchem
-    (``_target_``, a head's ``module``) must be parameters. A config with interpolations that lead
-    nowhere is left to OmegaConf.
+    must occur in a shipped file of the group, be referred to by an interpolation (alone, or with
+    all that stands around them), or describe an object (``_target_``, a dataset's ``format``).
+    Arguments of objects of est-ocp and fairchem (``_target_``, a head's ``module``) must be
+    parameters. A config with interpolations that lead nowhere is left to OmegaConf.
 
     Raises
     ------
     ConfigError
         Naming the key, its place and the nearest valid key.
     """
-    referred = set(re.findall(r"\$\{(\w[\w.]*)\}", yaml.safe_dump(dict(config))))
-    variables = {name.split(".")[0] for name in referred}
+    referred = set(_references(config))
+    variables = {place[0] for place in referred}
     if not variables <= config.keys():
         return
     unknown_keys(config, variables | set(_JOB), "the config")
     for group in GROUPS:
         if isinstance(config.get(group), Mapping):
-            _check_group(config[group], _shipped(group), group, referred)
+            _check_group(config[group], _shipped(group), (group,), referred)
     for path, node in _mappings(config):
         _check_arguments(node, path)
 
@@ -75,15 +81,29 @@ def _check_arguments(node: Mapping[str, Any], path: str) -> None:
             unknown_keys([key for key in node if key not in (*_HYDRA, "module")], allowed, path)
 
 
+def _references(node: Any, place: Place = ()) -> Iterator[Place]:
+    """Yield the places that the interpolations of a config refer to."""
+    if isinstance(node, str):
+        for dots, name in _REFERENCE.findall(node):
+            above = place[: -len(dots)] if dots else ()
+            referred = (*above, *re.findall(r"[\w-]+", name))
+            if referred:
+                yield referred
+    elif isinstance(node, Mapping | list):
+        items = node.items() if isinstance(node, Mapping) else enumerate(node)
+        for key, value in items:
+            yield from _references(value, (*place, str(key)))
+
+
 def _check_group(
-    given: Mapping[str, Any], shipped: Mapping[str, Any], path: str, referred: set[str]
+    given: Mapping[str, Any], shipped: Mapping[str, Any], place: Place, referred: set[Place]
 ) -> None:
     for key, value in given.items():
-        here = f"{path}.{key}"
+        here = (*place, str(key))
         described = isinstance(value, Mapping) and ("_target_" in value or "format" in value)
-        used = any(name == here or name.startswith(f"{here}.") for name in referred)
+        used = any(all(a == b for a, b in zip(name, here, strict=False)) for name in referred)
         if key not in shipped and not described and not used:
-            unknown_keys([key], shipped, path)
+            unknown_keys([key], shipped, ".".join(place))
         below = shipped.get(key)
         if isinstance(value, Mapping) and isinstance(below, Mapping) and not described:
             _check_group(value, below, here, referred)

@@ -74,5 +74,6 @@ def unknown_keys(given: Iterable[str], allowed: Iterable[str], where: str) -> No
         if key in allowed:
             continue
         near = difflib.get_close_matches(key, allowed, n=1, cutoff=0.5)
-        hint = f"did you mean '{near[0]}'?" if near else f"valid keys: {', '.join(allowed)}"
+        valid = f"valid keys: {', '.join(allowed)}" if allowed else "it takes none"
+        hint = f"did you mean '{near[0]}'?" if near else valid
         raise ConfigError(f"unknown key '{key}' in {where}; {hint}")

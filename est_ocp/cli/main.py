@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import logging
 import sys
@@ -77,15 +78,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"est-ocp: error: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        # A folder that cannot be written to, a full disk.
-        if arguments.debug or error.filename is None:
+        if arguments.debug:
             raise
-        reason = (error.strerror or type(error).__name__).lower()
-        print(f"est-ocp: error: '{error.filename}': {reason}", file=sys.stderr)
+        print(f"est-ocp: error: {_explain(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("est-ocp: interrupted", file=sys.stderr)
         return 130
+
+
+def _explain(error: OSError) -> str:
+    """One line for a folder that cannot be written to, a full disk and the like."""
+    reason = error.strerror.lower() if error.strerror else str(error) or type(error).__name__
+    reason = " ".join(reason.split())
+    if error.filename is not None:
+        reason = f"'{error.filename}': {reason}"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{reason}; free some space, then give the command again"
+    # A write to an open file names none.
+    return reason if error.filename is not None else f"{reason} (--debug shows where)"
 
 
 def _parse(argv: list[str], chosen: str | None) -> argparse.Namespace:

@@ -83,6 +83,26 @@ def test_a_place_that_cannot_be_written_to_is_one_line(tmp_path, capsys):
     assert "not a directory" in line
 
 
+def test_errors_of_the_system_that_name_no_file_are_one_line(monkeypatch, capsys):
+    """As a write to an open file raises them."""
+    for error, line in (
+        (OSError(28, "No space left on device"), "no space left on device; free some space, then "),
+        (OSError(5, "Input/output error"), "input/output error (--debug shows where)"),
+        (OSError("of a\nlibrary"), "of a library (--debug shows where)"),
+    ):
+
+        def fail(_arguments, error=error):
+            raise error
+
+        monkeypatch.setattr("est_ocp.cli.data.run", fail)
+        assert main(["data", "demo"]) == 2
+        err = capsys.readouterr().err
+        assert err.startswith(f"est-ocp: error: {line}")
+        assert err.count("\n") == 1
+        with pytest.raises(OSError, match=r"(?s)No space|Input|library"):
+            main(["data", "demo", "--debug"])
+
+
 def test_debug_shows_the_error_itself():
     from est_ocp.errors import ConfigError
 

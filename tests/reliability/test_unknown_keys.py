@@ -67,6 +67,30 @@ def test_keys_of_one_s_own_that_something_reads_are_allowed(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("text", "channels"),
+    [
+        ("mine: [4, 6]\nmodel: {backbone: {channels: '${mine[1]}'}}", 6),
+        ("mine: {a-b: 6}\nmodel: {backbone: {channels: '${ mine.a-b }'}}", 6),
+        ("mine: {a: 6}\nwhich: a\nmodel: {backbone: {channels: '${mine.${which}}'}}", 6),
+        ("which: mine\ndata: {mine: 6}\nmodel: {backbone: {channels: '${data.${which}}'}}", 6),
+        ("optim: {mine: 6}\nmodel: {backbone: {channels: '${oc.select:optim.mine,3}'}}", 6),
+        (
+            "data: {mine: {n: 6}, more: '${.mine.n}'}\nmodel: {backbone: {channels: '${data.more}'}}",
+            6,
+        ),
+    ],
+)
+def test_every_way_to_refer_to_a_key_counts(tmp_path, text, channels):
+    """Brackets, blanks, names made of other keys' values, defaults, and relative names."""
+    assert resolved(tmp_path, text).runner.train_eval_unit.model.backbone.channels == channels
+
+
+def test_another_resolver_does_not_count(tmp_path):
+    with pytest.raises(ConfigError, match="'lrr' in optim; did you mean 'lr'"):
+        resolved(tmp_path, "optim: {lrr: 1}\njob: {run_name: '${oc.env:USER,optim.lrr}'}")
+
+
+@pytest.mark.parametrize(
     ("override", "message"),
     [
         ("cluster=slurm", r"cluster/slurm'? Available options.*local_cpu"),
