@@ -1,0 +1,1 @@
+"""Parts of the studies of equivariance: point sets, networks, errors, fits, pages."""

@@ -1,0 +1,119 @@
+"""Errors of untrained networks over point sets, degrees, depths and precisions."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from equivariance.molecules import batches, molecule_tensors
+from equivariance.network import DepthNetwork, rotation_errors
+from equivariance.points import PointSet, ladder
+from est_ocp.sphere.discrepancy import cap_discrepancy
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a sweep covers.
+
+    Attributes
+    ----------
+    molecules : int
+        How many of the embedded 2,000.
+    batch : int
+        Molecules at once.
+    channels : int
+        Width; all others are in proportion.
+    degrees : sequence of int
+        L.
+    deep_degree : int
+        The degree that gets all `layers`, and both precisions; the paper's is 2.
+    layers, other_layers : int
+        Depth at `deep_degree` and at the other degrees.
+    device : str
+    """
+
+    molecules: int = 1000
+    batch: int = 16
+    channels: int = 128
+    degrees: Sequence[int] = (1, 2, 4, 6)
+    deep_degree: int = 2
+    layers: int = 6
+    other_layers: int = 6
+    device: str = "cpu"
+
+
+def fits_degree(points: PointSet, lmax: int) -> bool:
+    """Whether the size is worth measuring: enough points for the coefficients, not too many.
+
+    Below ``1.5 (L+1)^2`` points no transform is close to exact; above ``100 L`` exact rules have
+    reached the rounding of float64 or take long.
+    """
+    return 1.5 * (lmax + 1) ** 2 <= points.size <= 100 * lmax
+
+
+def sweep(settings: Settings, sets: Sequence[PointSet] | None = None) -> Iterator[dict[str, Any]]:
+    """Yield one row for every point set, degree, precision and depth."""
+    tensors = molecule_tensors()
+    molecules = batches(tensors, settings.molecules, settings.batch, settings.device)
+    cases = [
+        (lmax, dtype, points)
+        for lmax in settings.degrees
+        for dtype in ("float64", "float32")
+        if dtype == "float64" or lmax == settings.deep_degree
+        for points in (ladder() if sets is None else sets)
+        if fits_degree(points, lmax)
+    ]
+    for lmax, dtype, points in tqdm(cases, desc="networks", mininterval=10):
+        deep = lmax == settings.deep_degree
+        layers = settings.layers if deep else settings.other_layers
+        network = DepthNetwork(points, lmax, settings.channels, layers).to(settings.device)
+        rule = points.softmax_rule()
+        for depth, errors in enumerate(rotation_errors(network, molecules, DTYPES[dtype]), 1):
+            yield {
+                "points": points.name,
+                "S": points.size,
+                "degree": points.rule().degree,
+                "cap_discrepancy": cap_discrepancy(rule),
+                "L": lmax,
+                "dtype": dtype,
+                "layers": depth,
+                "molecules": settings.molecules,
+                "channels": settings.channels,
+                **errors,
+            }
+
+
+def write_csv(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write rows, each at once, so that an interrupted run leaves what it has measured."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        writer = None
+        for row in rows:
+            if writer is None:
+                writer = csv.DictWriter(file, fieldnames=list(row), lineterminator="\n")
+                writer.writeheader()
+            writer.writerow(row)
+            file.flush()
+
+
+def read_csv(path: Path) -> list[dict[str, Any]]:
+    """Read rows, numbers as numbers."""
+    with path.open(newline="") as file:
+        return [{key: _number(value) for key, value in row.items()} for row in csv.DictReader(file)]
+
+
+def _number(text: str) -> int | float | str:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text

@@ -1,0 +1,86 @@
+"""Equivariance error of EST-only networks on QM9 molecules against the points of the sphere.
+
+    python scripts/studies/qm9_equivariance.py sweep --molecules 1000 --device cuda
+    python scripts/studies/qm9_equivariance.py rotation
+    python scripts/studies/qm9_equivariance.py trained --checkpoint RUN RUN
+    python scripts/studies/qm9_equivariance.py page
+
+``sweep``: untrained networks of 1 to 6 layers for every point set, L and precision. ``rotation``:
+short trainings with and without random rotation of the points. ``trained``: checkpoints of S2EF or
+QM9 models, their points exchanged. Each writes ``equivariance_PART.csv`` into ``--output``;
+``page`` writes the tables, fits and figures that they give, keeping the page's Reading.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from equivariance.rotation_training import TrainingSettings, compare
+from equivariance.sweep import Settings, sweep, write_csv
+
+from est_ocp.evaluation.machine import machine_info
+
+PARTS = ("sweep", "rotation", "trained", "page")
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("part", choices=PARTS)
+    parser.add_argument("--output", type=Path, default=Path("docs/results"))
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--molecules", type=int, default=1000, help="of the embedded 2,000")
+    parser.add_argument("--batch", type=int, default=16, help="molecules at once")
+    parser.add_argument("--channels", type=int, default=128)
+    parser.add_argument("--degrees", type=int, nargs="+", default=[1, 2, 4, 6])
+    parser.add_argument("--layers", type=int, default=6, help="depth at L = 2")
+    parser.add_argument("--other-layers", type=int, default=6, help="depth at other degrees")
+    parser.add_argument("--steps", type=int, default=100, help="of each training of 'rotation'")
+    parser.add_argument("--seeds", type=int, default=2, help="trainings of 'rotation'")
+    parser.add_argument("--checkpoint", nargs="+", default=[], help="runs of 'trained'")
+    parser.add_argument("--structures", type=int, default=4, help="S2EF structures of 'trained'")
+    parser.add_argument("--rotations", type=int, default=3, help="of 'trained'")
+    return parser.parse_args(argv)
+
+
+def record(out: Path, part: str, command: str) -> None:
+    """Keep the command of a part beside its figures."""
+    file = out / "equivariance_runs.json"
+    runs = json.loads(file.read_text()) if file.is_file() else {}
+    runs[part] = {"command": command} | machine_info()
+    file.write_text(json.dumps(runs, indent=2) + "\n")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run one part."""
+    arguments = parse_arguments(argv)
+    out, part = arguments.output, arguments.part
+    if part == "page":
+        from equivariance.page import write_page
+
+        write_page(out)
+        return
+    command = " ".join(["python scripts/studies/qm9_equivariance.py", *(argv or sys.argv[1:])])
+    if part == "sweep":
+        names = ("molecules", "batch", "channels", "degrees", "layers", "other_layers", "device")
+        rows = sweep(Settings(**{name: getattr(arguments, name) for name in names}))
+    elif part == "rotation":
+        settings = TrainingSettings(
+            steps=arguments.steps, seeds=arguments.seeds, device=arguments.device
+        )
+        rows = compare(settings)
+    else:
+        from equivariance.trained import trained_errors
+
+        rows = trained_errors(
+            arguments.checkpoint, arguments.structures, arguments.rotations, arguments.device
+        )
+    write_csv(out / f"equivariance_{part}.csv", rows)
+    record(out, part, command)
+
+
+if __name__ == "__main__":
+    main()
