@@ -79,8 +79,8 @@ def checkpoint_folders(folder: Path) -> list[Path]:
     return sorted(found, key=saved_at, reverse=True)
 
 
-def latest_checkpoint(run_dir: str | Path, hashes: bool = True) -> Path:
-    """Return the newest complete training checkpoint of a run.
+def newest_whole(run_dir: str | Path, hashes: bool = True) -> Path | None:
+    """Return the newest complete training checkpoint of a run, None if it has none at all yet.
 
     Newer ones that are damaged are skipped with one warning each, which says why.
 
@@ -94,17 +94,40 @@ def latest_checkpoint(run_dir: str | Path, hashes: bool = True) -> Path:
     Raises
     ------
     CheckpointError
+        If there are checkpoints and all of them are damaged: a run that began anew in their place
+        would remove what can perhaps be saved.
+    """
+    folder = Path(run_dir) / "checkpoints"
+    # An empty one is what fairchem leaves of a signal before the first checkpoint.
+    found = [p for p in checkpoint_folders(folder) if any(p.iterdir())] if folder.is_dir() else []
+    for checkpoint in found:
+        problem = problem_of(checkpoint, hashes)
+        if problem is None:
+            return checkpoint
+        logging.warning(f"skipped the checkpoint {checkpoint}: {problem}")
+    if found:
+        raise CheckpointError(
+            f"{folder} holds no complete checkpoint ({found[0].name}: {problem}); put back a copy "
+            "of one, or give the folder another name to start the run again"
+        )
+    return None
+
+
+def latest_checkpoint(run_dir: str | Path) -> Path:
+    """Return the newest complete training checkpoint of a run.
+
+    Raises
+    ------
+    CheckpointError
         If there is none.
     """
     folder = Path(run_dir) / "checkpoints"
     if not folder.is_dir():
         raise CheckpointError(f"{run_dir} is not a run: it has no folder 'checkpoints'")
-    for checkpoint in checkpoint_folders(folder):
-        problem = problem_of(checkpoint, hashes)
-        if problem is None:
-            return checkpoint
-        logging.warning(f"skipped the checkpoint {checkpoint}: {problem}")
-    raise CheckpointError(f"{folder} holds no complete checkpoint; start the run again")
+    checkpoint = newest_whole(run_dir)
+    if checkpoint is None:
+        raise CheckpointError(f"{folder} holds no checkpoint; start the run again")
+    return checkpoint
 
 
 def finish_interrupted(folder: Path) -> None:

@@ -16,7 +16,7 @@ from est_ocp.data import EvaluationBatchSampler, limit_elements, release_workers
 from est_ocp.errors import CheckpointError, ConfigError
 from est_ocp.models.batch_graph import GraphCollater
 from est_ocp.models.graph import RadiusGraph
-from est_ocp.training.checkpoint import finish_interrupted, latest_checkpoint, problem_of
+from est_ocp.training.checkpoint import finish_interrupted, newest_whole, problem_of
 from est_ocp.training.safe_load import check_training_state
 from est_ocp.training.stop_in_time import StopInTime, StoppedInTimeError
 from est_ocp.training.threads import share_cores
@@ -130,7 +130,10 @@ class TrainRunner(TrainEvalRunner):
         if not is_preemption:
             return super().save_state(checkpoint_location)
         # Sizes alone: a signal leaves little time, and the next start reads the contents.
-        newest = self._newest_checkpoint(hashes=False)
+        try:
+            newest = newest_whole(self._folder.parent, hashes=False)
+        except CheckpointError:  # for the next start to say
+            newest = None
         if newest is None:
             return False
         # fairchem's signal handler makes this an empty folder, where the link is to be put
@@ -151,7 +154,8 @@ class TrainRunner(TrainEvalRunner):
         Raises
         ------
         CheckpointError
-            If the named folder holds no complete checkpoint, or one that would run code.
+            If the named folder holds no complete checkpoint, or one that would run code, or if
+            all of this run's checkpoints are damaged.
         """
         message: list[Any] = [None, None]
         if distutils.is_master():
@@ -167,7 +171,7 @@ class TrainRunner(TrainEvalRunner):
             super().load_state(chosen)
 
     def _choose(self, location: str | None) -> str | None:
-        finish_interrupted(Path(self.job_config.metadata.checkpoint_dir))
+        finish_interrupted(self._folder)
         if location and os.path.islink(location):
             # Left by a signal's handler, which had no time to read files: only a hint.
             problem = problem_of(Path(location).resolve())
@@ -175,9 +179,9 @@ class TrainRunner(TrainEvalRunner):
                 logging.warning(f"skipped the checkpoint {location}: {problem}")
                 location = None
         if not location:
-            newest = self._newest_checkpoint()
+            newest = newest_whole(self._folder.parent)
             if newest is None:
-                logging.info("no complete checkpoint in this run yet: starting from scratch")
+                logging.info("no checkpoint in this run yet: starting from scratch")
                 return None
             logging.info(f"continuing this run from {newest}")
             location = str(newest)
@@ -189,11 +193,10 @@ class TrainRunner(TrainEvalRunner):
         check_training_state(Path(location))
         return location
 
-    def _newest_checkpoint(self, hashes: bool = True) -> Path | None:
-        try:
-            return latest_checkpoint(Path(self.job_config.metadata.checkpoint_dir).parent, hashes)
-        except CheckpointError:
-            return None
+    @property
+    def _folder(self) -> Path:
+        """The folder of this run's checkpoints."""
+        return Path(self.job_config.metadata.checkpoint_dir)
 
 
 def _backbone(model: Any) -> Any:

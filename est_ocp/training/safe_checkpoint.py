@@ -15,12 +15,7 @@ from omegaconf import OmegaConf
 from torch.distributed.checkpoint.api import CheckpointException
 
 from est_ocp.errors import CheckpointError
-from est_ocp.training.checkpoint import (
-    PARTIAL,
-    checkpoint_folders,
-    finish_interrupted,
-    put_in_place,
-)
+from est_ocp.training.checkpoint import PARTIAL, checkpoint_folders, put_in_place
 from est_ocp.training.manifest import write_manifest
 from est_ocp.training.random_state import random_state, random_state_file, restore_random_state
 from est_ocp.training.safe_load import first_line, load_file
@@ -70,9 +65,7 @@ class SafeCheckpoint(TrainCheckpointCallback):
         super().set_runner_callbacks(save, load_callback, checkpoint_dir)
 
     def on_train_start(self, state: Any, unit: Any) -> None:
-        """Restore the random state after a resume; clear away what a kill left behind."""
-        if distutils.is_master() and self.checkpoint_dir:
-            finish_interrupted(Path(self.checkpoint_dir))
+        """Restore the random state after a resume."""
         self._first_step = unit.train_progress.num_steps_completed
         location = getattr(unit, "lazy_state_location", None)
         if location is None:

@@ -35,6 +35,15 @@ def cut_short(file: Path) -> None:
     file.write_bytes(file.read_bytes()[:-1])
 
 
+def runner_of(run: SmallRun) -> tuple[TrainRunner, list[str]]:
+    """Return a runner without a model, and the list of what it loads."""
+    runner = object.__new__(TrainRunner)
+    runner.job_config = OmegaConf.create({"metadata": {"checkpoint_dir": str(run.checkpoints)}})
+    loaded: list[str] = []
+    runner.train_eval_unit = SimpleNamespace(load_state=loaded.append)
+    return runner, loaded
+
+
 @pytest.fixture
 def run(tmp_path):
     """A run with the checkpoints step_1 and step_2."""
@@ -94,8 +103,33 @@ def test_a_checkpoint_without_a_list_is_checked_by_sizes(run):
 def test_no_valid_checkpoint_is_an_error(run):
     for step in (1, 2):
         flip_a_bit(run.checkpoints / f"step_{step}" / "__0_0.distcp")
-    with pytest.raises(CheckpointError, match="holds no complete checkpoint"):
+    with pytest.raises(CheckpointError, match=r"no complete checkpoint .*have changed.*copy"):
         latest_checkpoint(run.folder)
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_does_not_begin_anew(run):
+    runner, loaded = runner_of(run)
+    for step in (1, 2):
+        (run.checkpoints / f"step_{step}" / MANIFEST).unlink()
+        (run.checkpoints / f"step_{step}" / "resume.yaml").unlink()
+    before = sorted(run.checkpoints.rglob("*"))
+    with pytest.raises(CheckpointError, match=rf"{run.checkpoints} holds no complete"):
+        runner.load_state(None)
+    assert not runner.save_state(str(run.checkpoints / "preemption_state"), is_preemption=True)
+    assert sorted(run.checkpoints.rglob("*")) == before
+    assert not loaded
+
+
+def test_a_run_without_a_checkpoint_begins(tmp_path):
+    run = SmallRun(tmp_path / "run")
+    runner, loaded = runner_of(run)
+    runner.load_state(None)
+    # a kill inside the first saving, and a signal before it
+    (run.checkpoints / "step_0.partial").mkdir(parents=True)
+    (run.checkpoints / "preemption_state").mkdir()
+    runner.load_state(None)
+    assert run.names() == ["preemption_state"]
+    assert not loaded
 
 
 def test_inference_takes_the_newest_whole_weights(run, caplog):
@@ -236,10 +270,7 @@ def test_a_folder_that_becomes_read_only_keeps_the_earlier_checkpoints(small_dis
 
 
 def test_a_link_of_a_preempted_job_to_a_damaged_checkpoint_is_only_a_hint(run, caplog):
-    runner = object.__new__(TrainRunner)
-    runner.job_config = OmegaConf.create({"metadata": {"checkpoint_dir": str(run.checkpoints)}})
-    loaded = []
-    runner.train_eval_unit = SimpleNamespace(load_state=loaded.append)
+    runner, loaded = runner_of(run)
     link = run.checkpoints / "preemption_state"
     assert runner.save_state(str(link), is_preemption=True)
     flip_a_bit(run.checkpoints / "step_2" / "__0_0.distcp")
