@@ -7,11 +7,27 @@ from typing import Any
 
 import torch
 from fairchem.core.common import distutils
+from torch import nn
 from torchtnt.framework.callback import Callback
 
 from est_ocp.nn import ExpertGate, ExpertGateMLP
 from est_ocp.training import metrics_file
 from est_ocp.training.step_watcher import inner_model
+
+#: Where a gate keeps the sums of its probabilities and the number of rows, float64 [E + 1].
+_SUMS = "usage_sums"
+
+
+def _add(gate: nn.Module, _inputs: Any, output: torch.Tensor) -> None:
+    """Forward hook: add up probabilities.
+
+    The same function for every layer, and nothing but a tensor changes: compiled layers of one
+    kind go on sharing one graph.
+    """
+    if gate.training:
+        probabilities = output.detach().double()
+        count = probabilities.new_full((1,), len(probabilities))
+        getattr(gate, _SUMS).add_(torch.cat([probabilities.sum(0), count]))
 
 
 class ExpertUsageLog(Callback):
@@ -32,24 +48,29 @@ class ExpertUsageLog(Callback):
     def __init__(self, job_config: Any, every: int = 50) -> None:
         self.path = metrics_file.metrics_path(job_config)
         self.every = every
-        self.sums: dict[str, torch.Tensor] = {}
+        self.gates: dict[str, nn.Module] = {}
         self.handles: list[Any] = []
 
     def on_train_start(self, state: Any, unit: Any) -> None:
         """Hook the gates."""
         for name, module in inner_model(unit).named_modules():
             if isinstance(module, ExpertGate | ExpertGateMLP):
-                layer = name.removeprefix("backbone.")
-                self.handles.append(module.register_forward_hook(self._hook(layer)))
+                zeros = torch.zeros(module.num_experts + 1, dtype=torch.float64)
+                # No buffer: those of the averaged model would no longer match.
+                setattr(module, _SUMS, zeros.to(next(module.parameters()).device))
+                self.gates[name.removeprefix("backbone.")] = module
+                self.handles.append(module.register_forward_hook(_add))
 
     def on_train_step_end(self, state: Any, unit: Any) -> None:
         """Write a row where one is due."""
         step = unit.train_progress.num_steps_completed
-        if step % self.every or not self.sums:
+        if step % self.every or not self.gates:
             return
         device = distutils.get_device_for_local_rank()
         usage, entropy = {}, {}
-        for layer, total in self.sums.items():
+        for layer, gate in self.gates.items():
+            total = getattr(gate, _SUMS).clone()
+            getattr(gate, _SUMS).zero_()
             if distutils.get_world_size() > 1:
                 total = distutils.all_reduce(total, average=False, device=device)
             mean = (total[:-1] / total[-1]).tolist()
@@ -57,7 +78,6 @@ class ExpertUsageLog(Callback):
             if len(mean) > 1:
                 raw = -sum(p * math.log(p) for p in mean if p > 0)
                 entropy[layer] = round(raw / math.log(len(mean)), 6)
-        self.sums = {}
         if not distutils.is_master():
             return
         metrics_file.append(
@@ -73,14 +93,6 @@ class ExpertUsageLog(Callback):
         for handle in self.handles:
             handle.remove()
         self.handles.clear()
-
-    def _hook(self, layer: str) -> Any:
-        def add(module: torch.nn.Module, _inputs: Any, output: torch.Tensor) -> None:
-            if not module.training:
-                return
-            probabilities = output.detach().double()
-            count = probabilities.new_tensor([len(probabilities)])
-            entry = torch.cat([probabilities.sum(0), count])
-            self.sums[layer] = self.sums[layer] + entry if layer in self.sums else entry
-
-        return add
+        for gate in self.gates.values():
+            delattr(gate, _SUMS)
+        self.gates.clear()
