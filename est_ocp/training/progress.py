@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from est_ocp.training.metrics_log import evaluation_metrics
 from est_ocp.training.step_watcher import StepWatcher
+from est_ocp.training.wall_clock import ClockCosine, clock_of
 
 logger = logging.getLogger("est_ocp.progress")
 
@@ -34,6 +35,7 @@ class ProgressBar(Callback):
         self.watcher = StepWatcher()
         self.bar: tqdm | None = None
         self.eval_bar: tqdm | None = None
+        self.clock: ClockCosine | None = None
         self.shown = self.speed_since = 0.0
         self.samples = 0
 
@@ -44,7 +46,8 @@ class ProgressBar(Callback):
         self.watcher.attach(unit)
         train = state.train_state
         total = train.max_steps
-        if total is None and train.max_epochs is not None:
+        self.clock = clock_of(unit)
+        if total is None and train.max_epochs is not None and self.clock is None:
             total = train.max_epochs * len(train.dataloader)
         self.bar = self._open(total, unit.train_progress.num_steps_completed, "train", "step")
         self.shown = self.speed_since = time.perf_counter()
@@ -62,6 +65,8 @@ class ProgressBar(Callback):
         figures = {"loss": f"{float(unit.last_loss):.3g}"}
         figures |= {k: f"{float(v):.3g}" for k, v in self.watcher.task_losses.items()}
         figures["lr"] = f"{unit.optimizer.param_groups[0]['lr']:.2g}"
+        if self.clock is not None:
+            figures["time"] = f"{self.clock.progress:.0%}"
         figures["samples/s"] = f"{speed:.3g}"
         self.bar.set_postfix(figures, refresh=self.live)
         if not self.live:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torchtnt.framework.callback import Callback
 
 from est_ocp.errors import ConfigError
+from est_ocp.training import metrics_file
 
 logger = logging.getLogger(__name__)
 
@@ -103,8 +105,38 @@ def wall_clock_schedule(
     return LambdaLR(optimizer, factor)
 
 
+def clock_of(unit: Any) -> ClockCosine | None:
+    """Return the clock of a unit's schedule, or None if its length is one of steps."""
+    # All groups of parameters share this object.
+    factor = getattr(unit.scheduler, "lr_lambdas", [None])[0]
+    return factor if isinstance(factor, ClockCosine) else None
+
+
+class _Due(int):
+    """Stands for "every so many" steps or epochs, and asks a function instead of dividing."""
+
+    def __new__(cls, due: Callable[[], bool]) -> _Due:
+        self = super().__new__(cls, 1)
+        self.due = due
+        return self
+
+    def __rmod__(self, _count: int) -> int:
+        return 0 if self.due() else 1
+
+
 class WallClockBudget(Callback):
     """Runs the clock of :func:`wall_clock_schedule` and ends the training when time is up.
+
+    Each evaluation adds a row of kind ``clock`` to ``metrics.jsonl``: the ``trained`` seconds and
+    the ``timed_steps`` that they hold, without evaluations and first steps.
+
+    Parameters
+    ----------
+    job_config : DictConfig
+        The job, for the place of the run.
+    evaluations : int, optional
+        Evaluate after so many equal shares of the time. None: at the end of each epoch, and every
+        ``evaluate_every`` steps.
 
     Raises
     ------
@@ -112,33 +144,44 @@ class WallClockBudget(Callback):
         At the start, if the schedule is another, or with several ranks, whose clocks differ.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, job_config: Any, evaluations: int | None = None) -> None:
+        if evaluations is not None and evaluations < 1:
+            raise ConfigError(f"evaluations must be at least 1, or null, not {evaluations}")
+        self.path = metrics_file.metrics_path(job_config)
+        self.evaluations = evaluations
         self.started: float | None = None
-        self.steps = 0
+        self.steps = self.timed_steps = self.evaluated = 0
 
     def on_train_start(self, state: Any, unit: Any) -> None:
         """Find the schedule's clock."""
-        factors = getattr(unit.scheduler, "lr_lambdas", [None])
-        if not isinstance(factors[0], ClockCosine):
+        clock = clock_of(unit)
+        if clock is None:
             raise ConfigError(
                 "WallClockBudget needs the schedule est_ocp.training.wall_clock_schedule; use "
                 "both (budget=wall_clock) or neither"
             )
         if distutils.get_world_size() > 1:
             raise ConfigError("a training of a given time runs on one GPU; set ranks_per_node: 1")
-        # All groups of parameters share this object.
-        self.clock = factors[0]
-        self.steps, self.started = 0, None
+        self.clock = clock
+        self.steps, self.timed_steps, self.started = 0, 0, None
+        if self.evaluations is not None:
+            self.evaluated = self._shares()
+            # The loop knows counts of steps and epochs only.
+            state.eval_state._evaluate_every_n_steps = _Due(self._evaluation_is_due)
+            state.eval_state._evaluate_every_n_epochs = _Due(self._evaluation_is_due)
 
     def on_train_step_start(self, state: Any, unit: Any) -> None:
         """Begin to count: all until the next evaluation, with loading and checkpoints."""
         if self.started is None and self.steps >= self.clock.untimed_steps:
+            self._wait()
             self.started = time.perf_counter()
 
     def on_train_step_end(self, state: Any, unit: Any) -> None:
         """Add the time; stop when it is up."""
         self.steps += 1
-        self._count()
+        self.timed_steps += self.started is not None
+        # Steps are queued ahead of the GPU; now and then the clock waits for it.
+        self._count(wait=self.steps % 20 == 0)
         if self.clock.progress >= 1:
             logger.info("time is up: %.1f s of training", self.clock.trained)
             # As if so many steps had been asked for: after state.stop() the evaluation that follows
@@ -147,15 +190,30 @@ class WallClockBudget(Callback):
 
     def on_eval_start(self, state: Any, unit: Any) -> None:
         """Hold the clock."""
-        self._count()
+        self._count(wait=True)
         self.started = None
+        self.evaluated = self._shares()
+        row = {"kind": "clock", "step": unit.train_progress.num_steps_completed}
+        row |= {"trained": round(self.clock.trained, 3), "timed_steps": self.timed_steps}
+        metrics_file.append(self.path, row)
 
-    def _count(self) -> None:
+    def _shares(self) -> int:
+        """Shares of the time that are over."""
+        return int(self.clock.progress * (self.evaluations or 0))
+
+    def _evaluation_is_due(self) -> bool:
+        return self._shares() > self.evaluated
+
+    def _count(self, wait: bool) -> None:
         if self.started is None:
             return
-        if torch.cuda.is_available() and self.steps % 20 == 0:
-            # Steps are queued ahead of the GPU; now and then the clock waits for it.
-            torch.cuda.synchronize()
+        if wait:
+            self._wait()
         now = time.perf_counter()
         self.clock.trained += now - self.started
         self.started = now
+
+    @staticmethod
+    def _wait() -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()

@@ -13,6 +13,7 @@ the embedded molecules with two tiny models.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import shlex
 import subprocess
@@ -26,8 +27,10 @@ from qm9study.training import LABELS, Settings, Training, run
 
 from est_ocp.qm9_targets import TARGETS
 
-#: What --smoke sets: two small models, some seconds, the embedded molecules.
-SMOKE = ["evaluate_every=null", "log_every=1", "untimed_steps=1"]
+#: What --smoke sets besides the embedded molecules.
+SMOKE = ["log_every=1", "untimed_steps=1"]
+#: Lines of a failed training's log that are shown.
+TAIL = 5
 MODELS = [model for model in LABELS if model != "debug"]
 
 
@@ -45,8 +48,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: a GPU if there is one")
     parser.add_argument("--loader-workers", type=int, default=Settings.loader_workers)
     parser.add_argument("--compile", choices=("never", "training"), default="never")
+    parser.add_argument("--evaluations", type=int, default=Settings.evaluations, help="of each")
     parser.add_argument("--minutes", type=float, default=1e6, help="begin nothing after this time")
     parser.add_argument("--in-process", action="store_true", help="not one process a training")
+    parser.add_argument("--report", action="store_true", help="train nothing, write the page")
     parser.add_argument("--smoke", action="store_true", help="seconds on the embedded molecules")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     parser.add_argument("overrides", nargs="*", help="Hydra overrides of every training")
@@ -78,6 +83,7 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
         device=device,
         loader_workers=workers,
         compile_layers=arguments.compile,
+        evaluations=arguments.evaluations,
         overrides=extra,
     )
 
@@ -90,36 +96,49 @@ def main(argv: list[str] | None = None) -> int:
         result = run(Training(**job["training"]), Settings(**job["settings"]))
         Path(arguments.worker).with_suffix(".result").write_text(json.dumps(result))
         return 0
-    started = time.perf_counter()
-    settings = settings_of(arguments)
     page = arguments.page or arguments.out
-    done = {
-        (row["target"], row["model"], int(row["seed"]))
-        for row in report.read(page / "trainings.csv")
-    }
-    failed = []
-    for seed in range(arguments.seeds):
-        for target in arguments.targets:
-            for model in arguments.models:
-                over = (time.perf_counter() - started) / 60 > arguments.minutes
-                if (target, model, seed) in done or over:
-                    continue
-                training = Training(model, target, seed)
-                print(f"== {training.name}", flush=True)
-                result = _result(training, settings, arguments)
-                if result is None:
-                    failed.append(training.name)
-                    continue
-                report.append(page / "trainings.csv", report.TRAININGS, [result["row"]])
-                report.append(page / "curves.csv", report.CURVE, result["curve"])
-                row = result["row"]
-                print(f"   test MAE {row['test_mae']:.4g} {row['unit']}, {row['epochs']} epochs")
+    failed = [] if arguments.report else train_missing(arguments, page)
     words = ["python", "scripts/studies/qm9.py", *(argv if argv is not None else sys.argv[1:])]
     if report.read(page / "trainings.csv"):
         print(report.write_page(page, shlex.join(words)))
     for name in failed:
         print(f"failed: {name}", file=sys.stderr)
     return 1 if failed else 0
+
+
+def train_missing(arguments: argparse.Namespace, page: Path) -> list[str]:
+    """Train what the page's CSV files do not hold; return the names of what failed."""
+    started = time.perf_counter()
+    settings = settings_of(arguments)
+    done = {
+        (row["target"], row["model"], int(row["seed"])): row
+        for row in report.read(page / "trainings.csv")
+    }
+    failed = []
+    wanted = itertools.product(range(arguments.seeds), arguments.targets, arguments.models)
+    for seed, target, model in wanted:
+        training = Training(model, target, seed)
+        if (target, model, seed) in done:
+            seconds = done[target, model, seed]["train_seconds"]
+            print(f"== {training.name}: there already, {seconds} s of training", flush=True)
+            continue
+        if (time.perf_counter() - started) / 60 > arguments.minutes:
+            print(f"== {training.name}: left for later", flush=True)
+            continue
+        print(f"== {training.name}", flush=True)
+        result = _result(training, settings, arguments)
+        if result is None:
+            failed.append(training.name)
+            continue
+        report.append(page / "trainings.csv", report.TRAININGS, [result["row"]])
+        report.append(page / "curves.csv", report.CURVE, result["curve"])
+        row = result["row"]
+        print(
+            f"   test MAE {row['test_mae']:.4g} {row['unit']}, {row['epochs']} epochs, "
+            f"{row['all_seconds']} s in all",
+            flush=True,
+        )
+    return failed
 
 
 def _result(training: Training, settings: Settings, arguments: argparse.Namespace) -> dict | None:
@@ -134,7 +153,8 @@ def _result(training: Training, settings: Settings, arguments: argparse.Namespac
     with job.with_suffix(".log").open("w") as log:
         code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=False).returncode
     if code:
-        print(f"   failed, see {job.with_suffix('.log')}", flush=True)
+        end = job.with_suffix(".log").read_text().splitlines()[-TAIL:]
+        print("\n".join([f"   failed, see {job.with_suffix('.log')}", *end]), flush=True)
         return None
     return json.loads(job.with_suffix(".result").read_text())
 

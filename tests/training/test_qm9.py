@@ -165,10 +165,14 @@ def test_a_training_of_a_given_time_follows_the_clock():
     assert again.lr_lambdas[0].progress == 0.55
 
 
-def test_a_budget_needs_the_schedule_of_time():
+def test_a_budget_needs_the_schedule_of_time(tmp_path):
+    metadata = argparse.Namespace(log_dir=str(tmp_path / "logs"))
+    job = argparse.Namespace(metadata=metadata)
     unit = argparse.Namespace(scheduler=argparse.Namespace(lr_lambdas=[lambda step: 1.0]))
     with pytest.raises(ConfigError, match="wall_clock_schedule"):
-        WallClockBudget().on_train_start(None, unit)
+        WallClockBudget(job).on_train_start(None, unit)
+    with pytest.raises(ConfigError, match="evaluations must be at least 1"):
+        WallClockBudget(job, evaluations=0)
     with pytest.raises(ConfigError, match="seconds > 0"):
         wall_clock_schedule(0, 0.1, 0.1, 0.01, 7, torch.optim.SGD([torch.zeros(1)], lr=1.0))
 
@@ -186,14 +190,18 @@ def study():
 def test_the_study_runs_in_seconds_and_writes_its_page(study, tmp_path):
     pytest.importorskip("matplotlib")
     words = ["--smoke", "--in-process", "--out", str(tmp_path), "--models", "schnet"]
-    words += ["--seconds", "1", "--batch-size", "32"]
+    words += ["--seconds", "2", "--batch-size", "32", "--evaluations", "2"]
     assert study.main(words) == 0
     (row,) = csv.DictReader((tmp_path / "trainings.csv").open())
     assert (row["model"], row["target"], row["unit"]) == ("schnet", "alpha", "bohr^3")
     assert float(row["test_mae"]) > 0
     assert int(row["steps"]) > 1
-    assert float(row["train_seconds"]) >= 1
+    assert float(row["train_seconds"]) >= 2
     curve = list(csv.DictReader((tmp_path / "curves.csv").open()))
+    # Evaluations after half of the time and at its end, however many epochs that is; a step may
+    # take more than half of it.
+    assert 1 <= len(curve) <= 2
+    assert float(curve[-1]["seconds"]) == pytest.approx(float(row["train_seconds"]), abs=0.06)
     assert int(curve[-1]["step"]) == int(row["steps"])
     assert float(curve[-1]["val_mae"]) == pytest.approx(float(row["val_mae"]), rel=1e-3)
     page = (tmp_path / "README.md").read_text()

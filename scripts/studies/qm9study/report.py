@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from est_ocp.errors import ConfigError
 from est_ocp.qm9_targets import TARGETS
 from qm9study.training import LABELS, PAIRS
 
@@ -143,17 +144,24 @@ def draw(curves: list[dict[str, str]], path: Path) -> None:
 
 
 def write_page(folder: Path, command: str) -> Path:
-    """Write figure and Markdown page from the CSV files of a folder; return the page."""
+    """Write figure and Markdown page from the CSV files of a folder; return the page.
+
+    Without matplotlib the page comes without figure.
+    """
     rows, curves = read(folder / "trainings.csv"), read(folder / "curves.csv")
-    draw(curves, folder / "curves.png")
+    try:
+        draw(curves, folder / "curves.png")
+    except ConfigError as error:
+        print(error)
     cards = sorted({row["card"] for row in rows})
     seconds = sorted({round(float(row["train_seconds"])) for row in rows})
     epochs = [float(row["epochs"]) for row in rows]
     lines = [
         "# QM9: hosts, hosts with EST, and peers at equal time",
         "",
-        f"Machine: {', '.join(cards)}. Each training took {seconds[0]} to {seconds[-1]} s, "
-        "evaluations not counted; the learning rate followed the clock down to a hundredth. "
+        f"Machine: {', '.join(cards)}. Each training took {seconds[0]} to {seconds[-1]} s; "
+        "evaluations and the first ten steps, in which layers are compiled, do not count; the "
+        "learning rate followed the clock down to a hundredth. "
         f"That is {min(epochs):.1f} to {max(epochs):.1f} passes over the training set, where "
         "published results take 300 to 1,000: the errors here are those of the same minutes, not "
         "what the models reach. All models share data, split, head, optimiser settings, batch "
@@ -164,9 +172,9 @@ def write_page(folder: Path, command: str) -> Path:
         "Errors are those of the averaged weights after the last step, means over seeds where "
         "there are several. Raw figures: `trainings.csv`, `curves.csv`.",
         "",
-        "![Validation error against time](curves.png)",
-        "",
     ]
+    if (folder / "curves.png").is_file():
+        lines += ["![Validation error against time](curves.png)", ""]
     found = verdicts(rows)
     if found:
         lines += ["## EST's update against the host's own feed-forward", "", *found, ""]

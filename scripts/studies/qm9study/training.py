@@ -58,6 +58,7 @@ class Settings:
     device: str = "cpu"
     loader_workers: int = 4
     compile_layers: str = "never"
+    evaluations: int = 10
     overrides: Sequence[str] = field(default_factory=tuple)
 
 
@@ -72,6 +73,7 @@ def overrides(training: Training, settings: Settings) -> list[str]:
         "optim=qm9_short",
         "+budget=wall_clock",
         f"seconds={settings.seconds}",
+        f"evaluations={settings.evaluations}",
         f"batch_size={settings.batch_size}",
         "eval_batch_size=500",
         "max_eval_batches=null",
@@ -125,9 +127,9 @@ def run(training: Training, settings: Settings) -> dict[str, Any]:
     )
     model = instantiate(resolved.runner.train_eval_unit.model, "the model")
     rows = metrics_file.read(run_dir / metrics_file.FILE_NAME)
-    curve, steps, seconds = curve_of(rows, errors.target.table_factor)
+    curve, seconds, timed_steps = curve_of(rows, errors.target.table_factor)
+    steps = curve[-1]["step"]
     same = {"target": training.target, "model": training.model, "seed": training.seed}
-    trained = [row for row in rows if row["kind"] == "train"]
     per_epoch = train_size(settings.data) / settings.batch_size
     return {
         "row": same
@@ -141,9 +143,7 @@ def run(training: Training, settings: Settings) -> dict[str, Any]:
             "epochs": round(steps / per_epoch, 3),
             "train_seconds": round(seconds, 1),
             "all_seconds": round(time.perf_counter() - started, 1),
-            "molecules_per_second": round(
-                sum(row["samples_per_second"] for row in trained) / max(len(trained), 1), 1
-            ),
+            "molecules_per_second": round(timed_steps * settings.batch_size / seconds, 1),
             "card": card(settings.device),
             "torch": torch.__version__,
         },
@@ -151,8 +151,10 @@ def run(training: Training, settings: Settings) -> dict[str, Any]:
     }
 
 
-def curve_of(rows: list[dict[str, Any]], factor: float) -> tuple[list[dict[str, Any]], int, float]:
-    """Return validation errors against seconds of training, steps and seconds in all.
+def curve_of(rows: list[dict[str, Any]], factor: float) -> tuple[list[dict[str, Any]], float, int]:
+    """Return validation errors against seconds of training, those seconds in all, and their steps.
+
+    Neither evaluations count nor the first steps, in which layers are compiled.
 
     Parameters
     ----------
@@ -161,15 +163,13 @@ def curve_of(rows: list[dict[str, Any]], factor: float) -> tuple[list[dict[str, 
     factor : float
         Table unit per unit.
     """
-    points, evaluating, steps, seconds = [], 0.0, 0, 0.0
-    for row in (row for row in rows if row["kind"] in ("train", "eval")):
-        if row["kind"] == "eval":
-            evaluating += row["eval_seconds"]
-        steps, seconds = row["step"], row["seconds"] - evaluating
-        if row["kind"] == "eval":
-            mae = row["splits"]["val"]["target_mae"] * factor
-            points.append({"seconds": round(seconds, 2), "step": steps, "val_mae": mae})
-    return points, steps, seconds
+    clock = {row["step"]: row for row in rows if row["kind"] == "clock"}
+    points = []
+    for row in (row for row in rows if row["kind"] == "eval"):
+        mae, trained = row["splits"]["val"]["target_mae"], clock[row["step"]]["trained"]
+        points.append({"seconds": trained, "step": row["step"], "val_mae": mae * factor})
+    last = clock[max(clock)]
+    return points, last["trained"], last["timed_steps"]
 
 
 def train_size(data: str) -> int:
