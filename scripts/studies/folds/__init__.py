@@ -1,0 +1,1 @@
+"""Parts of the study of k-fold symmetric structures, ``expressiveness.py``."""
