@@ -9,6 +9,9 @@ from scipy.spatial import cKDTree
 #: fairchem's neighbour search makes no edge between atoms closer than this, Angstrom.
 SAME_PLACE = 0.01
 
+#: Up to as many atoms, comparing all pairs by one small product is faster than a tree.
+_FEW = 256
+
 
 def find_overlap(
     pos: np.ndarray, cell: np.ndarray, pbc: np.ndarray
@@ -34,11 +37,15 @@ def find_overlap(
         return None
     periodic = np.asarray(pbc, dtype=bool)
     basis = complete_cell(np.where(periodic[:, None], np.asarray(cell, dtype=np.float64), 0.0))
-    scaled = np.asarray(pos, dtype=np.float64) @ np.linalg.inv(basis)
+    inverse = np.linalg.inv(basis)
+    scaled = np.asarray(pos, dtype=np.float64) @ inverse
+    # Not less than the largest change of scaled coordinates over that distance.
+    reach = min(SAME_PLACE * np.sqrt((inverse * inverse).sum()), 0.49)
+    if len(pos) <= _FEW and not _close_on_torus(scaled, reach):
+        return None
     wrapped = np.where(periodic, scaled % 1.0, scaled)
     # The remainder of a small negative number can round to 1, outside the tree's box.
     wrapped[(wrapped >= 1.0) & periodic] = 0.0
-    reach = min(SAME_PLACE / np.linalg.svd(basis, compute_uv=False)[-1], 0.49)
     tree = cKDTree(wrapped, boxsize=np.where(periodic, 1.0, 0.0))
     pairs = tree.query_pairs(reach, output_type="ndarray")
     if not len(pairs):
@@ -50,3 +57,15 @@ def find_overlap(
         return None
     first, second = sorted(pairs[nearest].tolist())
     return first, second, float(distance[nearest])
+
+
+def _close_on_torus(scaled: np.ndarray, reach: float) -> bool:
+    """Whether two of the points [N, 3] are within ``reach``, or nearly, if all axes had period 1.
+
+    That is so of all points that are near, whichever axes are periodic.
+    """
+    angles = 2.0 * np.pi * scaled
+    circles = np.concatenate((np.cos(angles), np.sin(angles)), axis=1)
+    # The sum of three cosines of differences, 3 on the diagonal; cos(x) >= 1 - x^2 / 2.
+    least = 3.0 - 0.5 * (2.0 * np.pi * reach) ** 2 - 1e-9
+    return np.count_nonzero(circles @ circles.T > least) > len(scaled)

@@ -64,6 +64,20 @@ def test_the_axes_that_are_not_periodic_need_no_cell():
     assert find_overlap(pos[:1], np.zeros((3, 3)), np.zeros(3, bool)) is None
 
 
+@pytest.mark.parametrize("size", [200, 300])
+def test_few_and_many_atoms(size):
+    """All pairs and a tree; atoms that would be near if all axes had a period are not."""
+    cell, pbc = np.diag([40.0, 40.0, 1.0]), np.array([True, True, False])
+    pos = np.random.default_rng(0).uniform(size=(size, 3)) * 40.0
+    pos[3] = pos[7] + [40.0, 0.0, 1.0]
+    assert closest(pos[:20], cell, pbc) > SAME_PLACE
+    assert find_overlap(pos, cell, pbc) is None
+    pos[3] = pos[7] + [40.0, 0.002, 0.0]
+    first, second, distance = find_overlap(pos, cell, pbc)
+    assert (first, second) == (3, 7)
+    assert distance == pytest.approx(0.002)
+
+
 def test_a_record_is_refused_when_it_is_read(tmp_path):
     record = make_record(3)
     record["pos"][4] = record["pos"][1] + record["cell"][0]
