@@ -52,6 +52,7 @@ def test_read_only_folder_uses_the_cache(folder, monkeypatch, caplog):
     monkeypatch.setattr(metadata, "save_natoms", refuse)
     assert natoms_of(shards_of(folder)).tolist() == NATOMS
     assert not (folder / "metadata.npz").exists()
+    assert "metadata.npz' (read-only)" in caplog.text
     monkeypatch.setattr(metadata, "count_all", lambda shards: pytest.fail("counted again"))
     assert natoms_of(shards_of(folder)).tolist() == NATOMS
 

@@ -86,7 +86,13 @@ def test_flipped_bits_anywhere_in_a_file(folder):
 
 
 @pytest.mark.parametrize(
-    "left", ["data.0003.lmdb.part", "data.0003.lmdb.aria2", ".data.0003.lmdb.Xq2bTz"]
+    "left",
+    [
+        "data.0003.lmdb.part",
+        "data.0003.lmdb.aria2",
+        "data.0003.lmdb.tmp",
+        ".data.0003.lmdb.Xq2bTz",
+    ],
 )
 def test_what_an_interrupted_download_leaves_is_named(folder, left):
     (folder / left).write_bytes(b"half")

@@ -57,7 +57,7 @@ def test_atoms_far_outside_the_cell_are_those_inside():
 
 
 def test_two_thousand_atoms():
-    """The energy of 16 copies is 16 times one's; edges grow with the atoms, not their square."""
+    """The energy of 16 copies is 16 times one's, and so are the forces."""
     one = fcc111("Cu", (5, 5, 5), vacuum=6.0, periodic=True)
     one.pbc = True
     one.rattle(0.05, seed=0)
