@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from pathlib import Path
 
@@ -26,5 +27,6 @@ def cluster():
     ):
         for name, value in (started.environment | {"OMP_NUM_THREADS": "1"}).items():
             patch.setenv(name, value)
+        patch.setenv("PYTHONPATH", str(Path(__file__).parents[2]), prepend=os.pathsep)
         patch.delenv("SLURM_SUBMIT_HOST", raising=False)
         yield started

@@ -8,14 +8,12 @@ started: jobs for eight GPUs a node are accepted and wait there for ever.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import re
 import shutil
 import signal
 import socket
 import subprocess
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,8 +22,13 @@ NODES = ("127.0.0.1", "127.0.0.2")
 #: Partition of the nodes that are only declared.
 DECLARED = "a100"
 _PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "scancel", "setpriv")
-#: Held while a cluster is up: ranks meet at a port that fairchem fixes, one cluster a machine.
-_LOCK = Path(tempfile.gettempdir()) / "one-host-slurm.lock"
+#: States of a job that will not run again.
+OVER = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY")
+#: Seconds that anything may take on a machine that has much else to do.
+PATIENCE = 600.0
+#: Bound while a cluster is up: the ranks of a job meet at a port that fairchem fixes, so there is
+#: one cluster a machine. An abstract socket: it is no file, and it goes when its process ends.
+_LOCK = "\0est-ocp one-host slurm"
 _CONF = """
 ClusterName=onehost
 SlurmctldHost={host}(127.0.0.1)
@@ -50,6 +53,9 @@ ReturnToService=2
 SlurmctldTimeout=300
 SlurmdTimeout=300
 KillWait=5
+MessageTimeout=60
+TCPTimeout=30
+BatchStartTimeout=300
 MinJobAge=3600
 SlurmctldPidFile={folder}/slurmctld.pid
 SlurmdPidFile={folder}/slurmd.%n.pid
@@ -111,12 +117,12 @@ class OneHostSlurm:
         files = {"socket": "socket", "pid-file": "pid", "log-file": "log", "seed-file": "seed"}
         place = [f"--{name}={self.folder}/munge.{end}" for name, end in files.items()]
         self._daemon("munged", "--foreground", "--force", f"--key-file={key}", *place)
-        wait_for((self.folder / "munge.socket").exists, "munged", 30)
+        wait_for((self.folder / "munge.socket").exists, "munged", PATIENCE)
         self._daemon("slurmctld", "-D", "-c")
         for node in NODES:
             self._daemon("slurmd", "-D", "-N", node)
         try:
-            wait_for(lambda: self._idle() == len(NODES), "two idle nodes", 60)
+            wait_for(lambda: self._idle() == len(NODES), "two idle nodes", PATIENCE)
         except TimeoutError as error:
             logs = sorted((self.folder / "log").iterdir())
             raise RuntimeError("\n".join(file.read_text()[-1000:] for file in logs)) from error
@@ -137,7 +143,7 @@ class OneHostSlurm:
         """Run one of SLURM's commands and return what it printed."""
         return subprocess.run(
             command, env=os.environ | self.environment, check=check, capture_output=True, text=True,
-            timeout=60,
+            timeout=PATIENCE,
         ).stdout  # fmt: skip
 
     def job(self, number: int | str) -> dict[str, str]:
@@ -149,10 +155,9 @@ class OneHostSlurm:
         """Return a job's state, e.g. ``RUNNING``."""
         return self.job(number)["JobState"]
 
-    def wait_for_end(self, number: int | str, seconds: float = 300) -> dict[str, str]:
+    def wait_for_end(self, number: int | str) -> dict[str, str]:
         """Wait until a job has ended in whatever way, and return its record."""
-        over = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY")
-        wait_for(lambda: self.state(number) in over, f"the end of job {number}", seconds)
+        wait_for(lambda: self.state(number) in OVER, f"the end of job {number}", PATIENCE)
         return self.job(number)
 
     def processes(self, **variables: str) -> list[int]:
@@ -188,8 +193,8 @@ class OneHostSlurm:
 @contextlib.contextmanager
 def running(folder: Path) -> Iterator[OneHostSlurm]:
     """Start a cluster in an empty folder and always end it; one at a time on a machine."""
-    with _LOCK.open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with socket.socket(socket.AF_UNIX) as lock:
+        wait_for(lambda: _bound(lock), "the end of another cluster", 2 * PATIENCE)
         cluster = OneHostSlurm(folder)
         try:
             cluster.start()
@@ -205,6 +210,14 @@ def wait_for(true: Callable[[], object], what: str, seconds: float) -> None:
         if time.monotonic() > end:
             raise TimeoutError(f"{what}: not within {seconds:.0f} s")
         time.sleep(0.1)
+
+
+def _bound(lock: socket.socket) -> bool:
+    try:
+        lock.bind(_LOCK)
+    except OSError:
+        return False
+    return True
 
 
 def _find(program: str) -> str | None:
