@@ -52,11 +52,6 @@ def problem_of(checkpoint: Path, hashes: bool = True) -> str | None:
     return None
 
 
-def is_complete(checkpoint: Path) -> bool:
-    """Whether a training checkpoint has all of its files, unchanged since they were written."""
-    return problem_of(checkpoint) is None
-
-
 def saved_at(checkpoint: Path) -> int:
     """When a checkpoint was saved, nanoseconds; written into it, so copies keep their order."""
     try:

@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 from est_ocp.errors import CheckpointError
 from est_ocp.evaluation import find_inference_checkpoint, load_unit
 from est_ocp.training import TrainRunner, latest_checkpoint, metrics_file
-from est_ocp.training.checkpoint import finish_interrupted, is_complete, problem_of
+from est_ocp.training.checkpoint import finish_interrupted, problem_of
 from est_ocp.training.manifest import MANIFEST
 from tests.training.launch import DEBUG, train
 from tests.training.small_checkpoints import SmallRun
@@ -149,7 +149,7 @@ def test_the_oldest_go_when_a_newer_one_is_in_place(tmp_path, monkeypatch):
 
     def watched(path, *args, **kwargs):
         if Path(path).name.startswith("step_") and Path(path).suffix == "":
-            others = [p for p in run.checkpoints.iterdir() if p != Path(path) and is_complete(p)]
+            others = [p for p in run.checkpoints.iterdir() if p != Path(path) and not problem_of(p)]
             whole_at_removal.append(sorted(p.name for p in others))
         rmtree(path, *args, **kwargs)
 

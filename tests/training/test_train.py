@@ -16,7 +16,7 @@ from fairchem.core.components.callbacks import TrainCheckpointCallback
 from est_ocp.cli.config import resolve
 from est_ocp.errors import CheckpointError, ConfigError, DataError
 from est_ocp.training import cosine_schedule, latest_checkpoint, metrics_file, resume_command
-from est_ocp.training.checkpoint import is_complete
+from est_ocp.training.checkpoint import problem_of
 from est_ocp.training.safe_checkpoint import SafeCheckpoint
 from tests.models import systems
 from tests.training.launch import DEBUG, train
@@ -93,7 +93,7 @@ def test_checkpoints_are_whole_and_the_newest_whole_one_is_found(tiny_run, tmp_p
     assert latest_checkpoint(run).name == "final"
     piece = next((run / "checkpoints" / "final").glob("*.distcp"))
     piece.write_bytes(piece.read_bytes()[: piece.stat().st_size // 2])
-    assert not is_complete(run / "checkpoints" / "final")
+    assert problem_of(run / "checkpoints" / "final")
     assert latest_checkpoint(run).name == "step_3"
     for name in ("step_3", "step_0"):
         (run / "checkpoints" / name / ".metadata").write_bytes(b"cut short")
@@ -121,7 +121,7 @@ def test_a_checkpoint_appears_only_when_it_is_whole(tiny_run, tmp_path):
     assert not target.exists()
     callback.set_runner_callbacks(save, None, str(target.parent))
     callback.save_callback(str(target))
-    assert is_complete(target)
+    assert problem_of(target) is None
     assert str(target) in (target / "resume.yaml").read_text()
     assert [p.name for p in target.parent.iterdir()] == ["step_9"]
 
@@ -247,7 +247,7 @@ def test_a_run_with_a_damaged_newest_checkpoint_continues_from_the_one_before(ti
     piece.write_bytes(piece.read_bytes()[:100])
     train(tiny_run / "canonical_config.yaml", f"job.run_dir={tmp_path}")
     assert losses(tmp_path / "whole") == losses(tiny_run)
-    assert is_complete(tmp_path / "whole" / "checkpoints" / "final")
+    assert problem_of(tmp_path / "whole" / "checkpoints" / "final") is None
 
 
 def test_going_back_to_an_earlier_checkpoint_replaces_the_later_ones(tiny_run, tmp_path):
