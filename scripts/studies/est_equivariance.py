@@ -15,7 +15,6 @@ writes ``est_equivariance.csv`` (one row a measurement) and ``est_equivariance.m
 from __future__ import annotations
 
 import argparse
-import csv
 import itertools
 import time
 from collections.abc import Iterator, Sequence
@@ -23,12 +22,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from equivariance.points import PointSet
+from equivariance.tables import write_csv
 from torch import nn
 
 from est_ocp.nn.est_update import ESTUpdateBlock
 from est_ocp.nn.layer_norm import EquivariantLayerNorm
 from est_ocp.nn.random_rotation import RandomRotation, rotate
-from est_ocp.sphere import make_rule
 
 LMAX = 4
 LAYERS = (1, 4)
@@ -36,12 +36,9 @@ LABELS = ("points", "S", "degree", "variant")
 
 
 @dataclass(frozen=True)
-class Case:
-    """One way to sample the sphere."""
+class Case(PointSet):
+    """One way to sample the sphere, and the block's options that go with it."""
 
-    kind: str
-    num_points: int | tuple[int, int]
-    quadrature: bool = True
     inverse: str = "quadrature"
     norm: str = "point"
 
@@ -89,7 +86,7 @@ class ResidualNetwork(nn.Module):
 
     def __init__(self, case: Case, channels: int, sharpness: float) -> None:
         super().__init__()
-        rule = make_rule(case.kind, case.num_points)
+        rule = case.rule()
         self.rule = rule
         self.norms = nn.ModuleList(EquivariantLayerNorm(LMAX, channels) for _ in range(LAYERS[-1]))
         self.blocks = nn.ModuleList(
@@ -201,11 +198,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         ):
             rows += measure(case, channels, arguments.nodes, seed, decay, sharpness)
         print(f"{case.kind} {rows[-1]['S']}: {time.perf_counter() - start:.0f} s", flush=True)
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    with open(arguments.output / "est_equivariance.csv", "w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    write_csv(arguments.output / "est_equivariance.csv", rows)
     table = markdown_table(rows)
     (arguments.output / "est_equivariance.md").write_text(table)
     print(table)

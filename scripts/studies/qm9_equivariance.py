@@ -20,7 +20,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from equivariance.rotation_training import TrainingSettings, compare
-from equivariance.sweep import Settings, sweep, write_csv
+from equivariance.sweep import Settings, sweep
+from equivariance.tables import write_csv
 
 from est_ocp.evaluation.machine import machine_info
 
@@ -40,9 +41,10 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--other-layers", type=int, default=6, help="depth at other degrees")
     parser.add_argument("--steps", type=int, default=100, help="of each training of 'rotation'")
     parser.add_argument("--seeds", type=int, default=2, help="trainings of 'rotation'")
+    parser.add_argument("--test-molecules", type=int, default=64, help="rotated in 'rotation'")
     parser.add_argument("--checkpoint", nargs="+", default=[], help="runs of 'trained'")
-    parser.add_argument("--structures", type=int, default=4, help="S2EF structures of 'trained'")
-    parser.add_argument("--rotations", type=int, default=3, help="of 'trained'")
+    parser.add_argument("--structures", type=int, default=4, help="rotated in 'trained'")
+    parser.add_argument("--rotations", type=int, default=4, help="of a structure")
     return parser.parse_args(argv)
 
 
@@ -68,10 +70,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         names = ("molecules", "batch", "channels", "degrees", "layers", "other_layers", "device")
         rows = sweep(Settings(**{name: getattr(arguments, name) for name in names}))
     elif part == "rotation":
-        settings = TrainingSettings(
-            steps=arguments.steps, seeds=arguments.seeds, device=arguments.device
-        )
-        rows = compare(settings)
+        names = ("steps", "seeds", "batch", "test_molecules", "rotations", "device")
+        rows = compare(TrainingSettings(**{name: getattr(arguments, name) for name in names}))
     else:
         from equivariance.trained import trained_errors
 

@@ -13,15 +13,14 @@ gets the points of its row, the other 590 Lebedev points, which leave an error b
 from __future__ import annotations
 
 import argparse
-import copy
 import csv
 import platform
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+from equivariance.checkpoints import build, demo_structures, force_energy_errors, read_trained
 from tqdm import tqdm
 
 REFERENCE = {"kind": "lebedev", "num_points": 590}
@@ -79,79 +78,13 @@ def rows(quick: bool = False) -> list[Row]:
 
 def load(arguments: argparse.Namespace) -> tuple[Any, dict | None]:
     """Configuration of the model, and weights to load (None: random)."""
-    from omegaconf import OmegaConf
-
     if arguments.checkpoint:
-        from est_ocp.evaluation.checkpoint import read_checkpoint
-
-        content = read_checkpoint(arguments.checkpoint)
-        weights = {
-            name.split("module.")[-1]: value
-            for name, value in content.ema_state_dict.items()
-            if name != "n_averaged"
-        }
-        return OmegaConf.to_container(OmegaConf.create(content.model_config)), weights
+        return read_trained(arguments.checkpoint)
     from fairchem.core._cli import get_hydra_config_from_yaml
+    from omegaconf import OmegaConf
 
     config = get_hydra_config_from_yaml(arguments.config, arguments.overrides)
     return OmegaConf.to_container(config.runner.train_eval_unit.model), None
-
-
-def build(
-    config: dict, weights: dict | None, row: Row, scale: float, device: str
-) -> torch.nn.Module:
-    """Model of a row in float64, the same weights for every row."""
-    import hydra
-
-    config = copy.deepcopy(config)
-    for part in ("update", "message", "graph"):
-        config["backbone"].setdefault(part, {}).update(getattr(row, part))
-    torch.manual_seed(0)
-    model = hydra.utils.instantiate(config)
-    if weights is not None:
-        model.load_state_dict(weights)
-    else:
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                if parameter.dim() > 1 and "embedding" not in name:
-                    parameter.mul_(scale)
-    return model.to(device).double().eval()
-
-
-def structures(count: int) -> Any:
-    """A batch of the demonstration set's first validation structures."""
-    from ase import Atoms
-    from fairchem.core.datasets.atomic_data import AtomicData, atomicdata_list_to_batch
-
-    from est_ocp.data import load_demo_frames
-
-    frames = load_demo_frames()
-    chosen = np.flatnonzero(frames.split == "val_id")
-    batch = []
-    for i in chosen[:: max(1, len(chosen) // count)][:count]:
-        atoms = slice(*frames.offsets[i : i + 2])
-        system = Atoms(frames.z[atoms], frames.pos[atoms], cell=frames.cell[i], pbc=True)
-        batch.append(AtomicData.from_ase(system, task_name="oc20", target_dtype=torch.float64))
-    return atomicdata_list_to_batch(batch)
-
-
-@torch.no_grad()
-def errors(model: torch.nn.Module, batch: Any, rotations: torch.Tensor) -> tuple[float, float]:
-    """Mean relative error of the forces, and of the energies relative to their spread."""
-
-    def predict(rotation: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        turned = batch.clone()
-        turned.pos, turned.cell = batch.pos @ rotation.T, batch.cell @ rotation.T
-        out = model(turned)
-        return out["energy"]["energy"].reshape(-1), out["forces"]["forces"]
-
-    energy, forces = predict(torch.eye(3, dtype=torch.float64, device=batch.pos.device))
-    force_error, energy_error = [], []
-    for rotation in rotations.to(batch.pos.device):
-        new_energy, new_forces = predict(rotation)
-        force_error.append((new_forces - forces @ rotation.T).norm() / forces.norm())
-        energy_error.append((new_energy - energy).abs().mean() / energy.std())
-    return float(torch.stack(force_error).mean()), float(torch.stack(energy_error).mean())
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -173,12 +106,13 @@ def main(argv: list[str] | None = None) -> None:
     from est_ocp.evaluation.equivariance import random_rotations
 
     config, weights = load(arguments)
-    batch = structures(arguments.structures).to(arguments.device)
+    batch = demo_structures(arguments.structures).to(arguments.device)
     rotations = random_rotations(arguments.rotations, seed=1)
     results = []
     for row in tqdm(rows(arguments.quick), desc="models"):
-        model = build(config, weights, row, arguments.scale, arguments.device)
-        results.append((row, *errors(model, batch, rotations)))
+        changes = {part: getattr(row, part) for part in ("update", "message", "graph")}
+        model = build(config, weights, changes, arguments.scale, arguments.device)
+        results.append((row, *force_energy_errors(model, batch, rotations)))
     write(results, arguments)
 
 

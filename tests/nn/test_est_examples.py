@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[2]
 
 def load(path: str, monkeypatch):
     """Import a script by its path; its dataclasses look it up in ``sys.modules``."""
+    monkeypatch.syspath_prepend(str((ROOT / path).parent))
     spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, spec.name, module)

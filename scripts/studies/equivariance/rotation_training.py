@@ -22,9 +22,9 @@ from equivariance.points import PointSet
 from est_ocp.models import ESTNetwork, MolecularPropertyHead
 
 #: Updates in training; few points, so that there is an error to lose.
-UPDATES = (PointSet("fibonacci_poles", 26), PointSet("fibonacci", 26), PointSet("design", 26))
+UPDATES = (PointSet("fibonacci_poles", 26), PointSet("design", 26))
 #: Messages in training and, more precise, in the measurement.
-MESSAGE, MESSAGE_MEASURED = PointSet("lebedev", 26), PointSet("lebedev", 86)
+MESSAGE, MESSAGE_MEASURED = PointSet("lebedev", 26), PointSet("lebedev", 50)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,100 @@
+"""Models of configurations and checkpoints with other points than their own."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+
+def read_trained(checkpoint: str) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """Configuration of a checkpoint's model, and its averaged weights."""
+    from omegaconf import OmegaConf
+
+    from est_ocp.evaluation.checkpoint import read_checkpoint
+
+    content = read_checkpoint(checkpoint)
+    weights = {
+        name.split("module.")[-1]: value
+        for name, value in content.ema_state_dict.items()
+        if name != "n_averaged"
+    }
+    return OmegaConf.to_container(OmegaConf.create(content.model_config)), weights
+
+
+def build(
+    config: Mapping[str, Any],
+    weights: Mapping[str, torch.Tensor] | None,
+    changes: Mapping[str, Mapping[str, Any]],
+    scale: float = 1.0,
+    device: str = "cpu",
+) -> torch.nn.Module:
+    """Model in float64 with other settings, the same weights whatever the points.
+
+    Parameters
+    ----------
+    config : mapping
+        Of the model, with ``_target_``.
+    weights : mapping or None
+        None: random weights, all linear maps multiplied by `scale`.
+    changes : mapping
+        Settings by part of the backbone (``update``, ``message``, ``graph``).
+    scale : float
+    device : str
+    """
+    import hydra
+
+    config = copy.deepcopy(dict(config))
+    for part, settings in changes.items():
+        config["backbone"].setdefault(part, {}).update(settings)
+    torch.manual_seed(0)
+    model = hydra.utils.instantiate(config)
+    if weights is not None:
+        model.load_state_dict(weights)
+    else:
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if parameter.dim() > 1 and "embedding" not in name:
+                    parameter.mul_(scale)
+    return model.to(device).double().eval()
+
+
+def demo_structures(count: int) -> Any:
+    """A batch of the demonstration set's first validation structures."""
+    from ase import Atoms
+    from fairchem.core.datasets.atomic_data import AtomicData, atomicdata_list_to_batch
+
+    from est_ocp.data import load_demo_frames
+
+    frames = load_demo_frames()
+    chosen = np.flatnonzero(frames.split == "val_id")
+    batch = []
+    for i in chosen[:: max(1, len(chosen) // count)][:count]:
+        atoms = slice(*frames.offsets[i : i + 2])
+        system = Atoms(frames.z[atoms], frames.pos[atoms], cell=frames.cell[i], pbc=True)
+        batch.append(AtomicData.from_ase(system, task_name="oc20", target_dtype=torch.float64))
+    return atomicdata_list_to_batch(batch)
+
+
+@torch.no_grad()
+def force_energy_errors(
+    model: torch.nn.Module, batch: Any, rotations: torch.Tensor
+) -> tuple[float, float]:
+    """Mean relative error of the forces, and of the energies relative to their spread."""
+
+    def predict(rotation: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        turned = batch.clone()
+        turned.pos, turned.cell = batch.pos @ rotation.T, batch.cell @ rotation.T
+        out = model(turned)
+        return out["energy"]["energy"].reshape(-1), out["forces"]["forces"]
+
+    energy, forces = predict(torch.eye(3, dtype=torch.float64, device=batch.pos.device))
+    force_error, energy_error = [], []
+    for rotation in rotations.to(batch.pos.device):
+        new_energy, new_forces = predict(rotation)
+        force_error.append((new_forces - forces @ rotation.T).norm() / forces.norm())
+        energy_error.append((new_energy - energy).abs().mean() / energy.std())
+    return float(torch.stack(force_error).mean()), float(torch.stack(energy_error).mean())

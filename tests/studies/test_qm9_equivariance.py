@@ -1,0 +1,129 @@
+"""The study of equivariance on QM9, reduced: what it finds, and its page."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from est_ocp.sphere.legendre import design_energy
+
+STUDIES = Path(__file__).parents[2] / "scripts" / "studies"
+
+
+@pytest.fixture(scope="module")
+def parts():
+    """Function that imports a part of the study, as when its script is run."""
+    sys.path.insert(0, str(STUDIES))
+    try:
+        yield lambda name: importlib.import_module(name)
+    finally:
+        sys.path.remove(str(STUDIES))
+
+
+@pytest.fixture(scope="module")
+def rows(parts):
+    """A sweep of small networks with L = 2 on two molecules."""
+    point_set = parts("equivariance.points").PointSet
+    sweep = parts("equivariance.sweep")
+    kinds = ("fibonacci_poles", "fibonacci", "design", "lebedev")
+    sets = [point_set(kind, size) for kind in kinds for size in (26, 50)]
+    sets += [
+        point_set("product", grid, weighted)
+        for grid in ((6, 5), (8, 7))
+        for weighted in (True, False)
+    ]
+    settings = sweep.Settings(molecules=2, batch=2, channels=8, degrees=(2,), layers=2)
+    return list(sweep.sweep(settings, sets))
+
+
+@pytest.fixture(scope="module")
+def error(rows):
+    """Function: error of the features in float64 after two layers."""
+    table = {(r["points"], r["S"], r["dtype"], r["layers"]): r["features"] for r in rows}
+    return lambda points, size, dtype="float64", layers=2: table[points, size, dtype, layers]
+
+
+@pytest.mark.parametrize("kind", ["fibonacci_poles", "fibonacci", "design", "lebedev"])
+def test_errors_fall_with_the_number_of_points(error, kind):
+    assert error(kind, 50) < 0.7 * error(kind, 26)
+
+
+def test_point_sets_are_ordered_at_equal_size(error):
+    assert error("lebedev", 50) < 0.2 * error("fibonacci", 50)
+    assert error("design", 50) < 0.2 * error("fibonacci", 50)
+    assert error("fibonacci", 50) < 0.7 * error("fibonacci_poles", 50)
+
+
+def test_weights_in_the_softmax_repair_the_grid(error):
+    assert error("product, weights", 56) < 0.1 * error("product, plain softmax", 56)
+    # More points do not help where they are counted alike.
+    assert error("product, plain softmax", 56) > 0.2 * error("product, plain softmax", 30)
+
+
+def test_float32_has_the_same_errors_above_its_rounding(error):
+    assert error("fibonacci", 26, "float32") == pytest.approx(error("fibonacci", 26), rel=1e-3)
+
+
+def test_absolute_and_relative_errors_are_of_the_predictions(rows):
+    for row in rows:
+        assert 0 < row["absolute"] < row["relative"]
+
+
+def test_smooth_discrepancy_vanishes_up_to_the_degree(parts):
+    points = parts("equivariance.points")
+    rule = points.PointSet("lebedev", 50).rule()
+    values = points.smooth_discrepancies(rule, torch.tensor([0.3, 0.6], dtype=torch.float64))
+    # The first degree that is not exact is 12, even by symmetry.
+    energy = design_energy(rule.points, rule.weights, 12)
+    assert values[0].item() == pytest.approx((0.3**12 * energy) ** 0.5, rel=0.1)
+    assert values[1] > 30 * values[0]
+
+
+def test_fits_recover_a_law_and_bound_all_errors(parts):
+    measure = np.geomspace(1e-4, 1e-1, 12)
+    noise = np.exp(0.3 * np.sin(np.arange(12)))
+    error = 0.5 * measure**1.5 * noise
+    law = parts("equivariance.fits").power_law(measure, error)
+    assert law.exponent == pytest.approx(1.5, abs=0.1)
+    assert law.r2 > 0.99
+    ratio = error / (law.bound * measure**law.exponent)
+    assert ratio.max() == pytest.approx(1.0)
+
+
+def test_the_page_shows_the_rows_and_keeps_its_reading(parts, rows, tmp_path):
+    page = parts("equivariance.page")
+    parts("equivariance.tables").write_csv(tmp_path / "equivariance_sweep.csv", rows)
+    runs = {"sweep": {"command": "the command", "cores": "2"}}
+    (tmp_path / "equivariance_runs.json").write_text(json.dumps(runs))
+    # Points that the full ladder has; the others have no place in its fits.
+    known = {(points.name, points.size) for points in parts("equivariance.points").ladder()}
+    assert {(row["points"], row["S"]) for row in rows} <= known
+    file = tmp_path / "equivariance.md"
+    file.write_text("An earlier page.\n\n## Reading\n\nDesigns win.\n")
+    page.write_page(tmp_path)
+    text = file.read_text()
+    assert text.count("Designs win.") == 1
+    assert "An earlier page" not in text
+    assert "the command" in text
+    assert "| spherical design | 50 | 9 |" in text
+    design = next(r for r in rows if (r["points"], r["S"], r["layers"]) == ("design", 50, 2))
+    assert f"{design['features']:.1e}" in text
+    for name in ("equivariance.png", "equivariance_bounds.png"):
+        assert (tmp_path / name).stat().st_size > 10_000
+
+
+def test_one_short_training_measures_before_and_after(parts):
+    training = parts("equivariance.rotation_training")
+    settings = training.TrainingSettings(
+        steps=2, batch=2, channels=4, seeds=1, test_molecules=2, rotations=1
+    )
+    before, after = training.train(training.UPDATES[0], True, settings, seed=0)
+    assert (before["steps"], after["steps"]) == (0, 2)
+    assert before["mae"] != after["mae"]
+    assert after["rotation_error"] > 0
