@@ -10,7 +10,7 @@ from folds.plan import FOLDS, SWEEP
 from folds.report import Row, select, values
 
 COLOURS = {2: "tab:blue", 3: "tab:orange", 5: "tab:green", 10: "tab:red", 100: "tab:purple"}
-MARKERS = {"1": "o", "2": "s", "3": "^"}
+MARKERS = {"1": "o", "2": "s"}
 #: Smallest value shown: differences below are rounding.
 FLOOR = 1e-16
 
@@ -46,7 +46,7 @@ def _differences(axis, rows: list[Row]) -> None:
                     for name in ("error_start", "difference_start")
                 )
                 axis.plot(x, y, marker, color=COLOURS[fold], markersize=6, alpha=0.75)
-    for fold in FOLDS:
+    for fold in FOLDS[:4]:
         axis.plot([], [], "o", color=COLOURS[fold], label=f"{fold}-fold")
     for lmax, marker in MARKERS.items():
         axis.plot([], [], marker, color="0.5", label=f"L = {lmax}")

@@ -76,7 +76,8 @@ structures in each step, up to {protocol.epochs} epochs in float64; a training e
 {protocol.enough:g}, or after {protocol.patience} epochs if the features of the two structures
 differ by less than {protocol.hopeless:g} of their norm. A structure given its class with a
 probability within {TIE:g} of one half counts half. Every seed has its own weights and its own
-general orientation of the pair. "±" is the standard deviation over seeds.
+general orientation of the pair. "±" is the standard deviation over {_most_seeds(rows)} seeds, or as many
+as a cell says.
 
 - *as given*: accuracy in the orientation of the training, the paper's question.
 - *turned at random*: the same classifier on {ORIENTATIONS} random orientations
@@ -85,7 +86,8 @@ general orientation of the pair. "±" is the standard deviation over seeds.
   structures' features, both relative to the norm of the features; geometric means over seeds.
 
 EST in the first tables is as in the paper: Fibonacci lattice of `(2L + 1)(2L + 2)` points (242 at
-L = 10), diagonal inverse, LayerNorm at each point of the update. The sweep over points uses the package's defaults.
+L = 10), diagonal inverse, LayerNorm at each point of the update. The sweep over points uses the
+package's defaults.
 
 ## Command
 
@@ -158,11 +160,20 @@ def _est_table(rows: list[Row], name: str, shown: Callable[[list[Row], str], str
     def cell(number: int, fold: int) -> str:
         some = select(est, lmax=DEGREES[number], fold=fold)
         text = shown(some, name)
-        few = some and len(some) < len(select(est, lmax=1, fold=2))
-        return f"{text} ({len(some)} seeds)" if few and name == "accuracy" else text
+        return text + _fewer(rows, some) if name.startswith("accuracy") else text
 
     names = [f"L = {lmax}, {table_points(lmax)} points" for lmax in DEGREES]
     return grid("EST", names, FOLDS, cell)
+
+
+def _most_seeds(rows: list[Row]) -> int:
+    """Number of seeds of the cells of the table."""
+    return len({row["seed"] for row in select(rows, part="table")})
+
+
+def _fewer(rows: list[Row], cell: list[Row]) -> str:
+    """Number of a cell's seeds where it is smaller."""
+    return f" ({len(cell)} seeds)" if 0 < len(cell) < _most_seeds(rows) else ""
 
 
 def _tensor_table(rows: list[Row]) -> str:
@@ -171,7 +182,8 @@ def _tensor_table(rows: list[Row]) -> str:
 
     def cell(number: int, fold: int) -> str:
         layer, lmax = kinds[number]
-        return percent(select(rows, part="table", layer=layer, lmax=lmax, fold=fold), "accuracy")
+        some = select(rows, part="table", layer=layer, lmax=lmax, fold=fold)
+        return percent(some, "accuracy") + _fewer(rows, some)
 
     names = [f"{layer.upper()}, L = {lmax}" for layer, lmax in kinds]
     return grid("layer", names, FOLDS[:4], cell)

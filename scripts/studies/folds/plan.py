@@ -18,8 +18,8 @@ SWEEP = (
     ("lebedev", 50),
     ("lebedev", 110),
 )
-#: Rules of the layers that are measured as drawn: Fibonacci lattices of the table and these.
-DRAWN = (26, 50, 110, 194, 302)
+#: Lebedev rules of the layers that are measured as drawn, beside Fibonacci lattices.
+DRAWN = (14, 26, 50, 110)
 
 
 def table_points(lmax: int) -> int:
@@ -27,14 +27,13 @@ def table_points(lmax: int) -> int:
     return 242 if lmax == 10 else (2 * lmax + 1) * (2 * lmax + 2)
 
 
-def table(seeds: int) -> Iterator[Run]:
+def table(seeds: int, degrees: tuple[int, ...]) -> Iterator[Run]:
     """EST as in the paper's table: L against fold, given orientation."""
-    for lmax in DEGREES:
+    for lmax in degrees:
         for fold in FOLDS:
-            # The two largest cells take most of the time.
-            slow = 1 if lmax < 5 or fold < 100 else 2
-            count = max(1, seeds // (2 * slow if lmax == 10 else slow))
-            for seed in range(count):
+            # The largest cells take most of the time.
+            share = (3 if fold < 100 else 6) if lmax == 10 else (2 if lmax * fold == 500 else 1)
+            for seed in range(max(1, seeds // share)):
                 points = table_points(lmax)
                 yield Run("table", "est", lmax, fold, seed, "fibonacci", points, "paper")
 
@@ -43,8 +42,9 @@ def tensor_products(seeds: int) -> Iterator[Run]:
     """The same for TFN and MACE-style layers."""
     for layer in ("tfn", "mace"):
         for lmax in DEGREES:
+            share = 3 if (layer, lmax) == ("mace", 10) else 1
             for fold in FOLDS[:4]:
-                for seed in range(seeds):
+                for seed in range(max(1, seeds // share)):
                     yield Run("table", layer, lmax, fold, seed)
 
 
@@ -67,12 +67,12 @@ def single_precision(seeds: int) -> Iterator[Run]:
 
 def drawn(seeds: int) -> Iterator[Run]:
     """Layers as drawn: difference of the structures against the equivariance error."""
-    for lmax in (1, 2, 3):
+    for lmax in (1, 2):
         rules = [("fibonacci", table_points(lmax)), ("fibonacci", 128)]
-        rules += [("lebedev", points) for points in DRAWN if lmax < 3 or points < 302]
+        rules += [("lebedev", points) for points in DRAWN]
         for kind, points in rules:
             for fold in FOLDS:
-                if fold > lmax and (fold < 100 or points < 200):
+                if lmax < fold < 100:
                     for seed in range(seeds):
                         yield Run("drawn", "est", lmax, fold, seed, kind, points, trained=False)
 
@@ -86,7 +86,8 @@ def sweep(seeds: int) -> Iterator[Run]:
 
 
 def all_runs(seeds: int) -> list[Run]:
-    """Every run; the table's with ``seeds`` seeds, the others with half as many."""
-    half = max(1, seeds // 2)
-    parts = (table(seeds), tensor_products(seeds), turned(half), single_precision(half))
-    return [run for part in (*parts, sweep(half), drawn(half)) for run in part]
+    """Every run; the table's with ``seeds`` seeds but for large cells, others a third as many."""
+    few = max(1, seeds // 3)
+    parts = (table(seeds, DEGREES[:4]), tensor_products(seeds), turned(few), sweep(few))
+    parts += (single_precision(few), drawn(few), table(seeds, DEGREES[4:]))
+    return [run for part in parts for run in part]
