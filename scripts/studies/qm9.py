@@ -97,10 +97,13 @@ def main(argv: list[str] | None = None) -> int:
         Path(arguments.worker).with_suffix(".result").write_text(json.dumps(result))
         return 0
     page = arguments.page or arguments.out
-    failed = [] if arguments.report else train_missing(arguments, page)
-    words = ["python", "scripts/studies/qm9.py", *(argv if argv is not None else sys.argv[1:])]
+    failed = []
+    if not arguments.report:
+        words = argv if argv is not None else sys.argv[1:]
+        report.note_command(page, shlex.join(["python", "scripts/studies/qm9.py", *words]))
+        failed = train_missing(arguments, page)
     if report.read(page / "trainings.csv"):
-        print(report.write_page(page, shlex.join(words)))
+        print(report.write_page(page))
     for name in failed:
         print(f"failed: {name}", file=sys.stderr)
     return 1 if failed else 0

@@ -207,6 +207,10 @@ def test_the_study_runs_in_seconds_and_writes_its_page(study, tmp_path):
     page = (tmp_path / "README.md").read_text()
     assert "| SchNet | 0.45M |" in page
     assert (tmp_path / "curves.png").stat().st_size > 1000
+    (tmp_path / "README.md").unlink()
+    assert study.main(["--report", "--out", str(tmp_path)]) == 0
+    assert (tmp_path / "README.md").read_text() == page
+    assert "--smoke --in-process" in page
     assert study.main(words) == 0
     assert len(list(csv.DictReader((tmp_path / "trainings.csv").open()))) == 1
 

@@ -15,6 +15,8 @@ TRAININGS = (
     "target", "model", "seed", "test_mae", "val_mae", "unit", "parameters", "batch_size", "steps",
     "epochs", "train_seconds", "all_seconds", "molecules_per_second", "card", "torch",
 )  # fmt: skip
+#: Commands that trained, one a line.
+COMMANDS = "commands.txt"
 CURVE = ("target", "model", "seed", "seconds", "step", "val_mae")
 #: Test errors after the published schedules (300 to 1,000 epochs), in the tables' units: from the
 #: papers of Equiformer (arXiv 2206.11990) and of EST (arXiv 2505.23086, tables 3 and 11).
@@ -143,7 +145,16 @@ def draw(curves: list[dict[str, str]], path: Path) -> None:
     plt.close(figure)
 
 
-def write_page(folder: Path, command: str) -> Path:
+def note_command(folder: Path, command: str) -> None:
+    """Keep a command that trains, for the page, which may be written later."""
+    path = folder / COMMANDS
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = path.read_text().splitlines() if path.is_file() else []
+    if command not in lines:
+        path.write_text("\n".join([*lines, command]) + "\n")
+
+
+def write_page(folder: Path) -> Path:
     """Write figure and Markdown page from the CSV files of a folder; return the page.
 
     Without matplotlib the page comes without figure.
@@ -153,13 +164,15 @@ def write_page(folder: Path, command: str) -> Path:
         draw(curves, folder / "curves.png")
     except ConfigError as error:
         print(error)
+    noted = folder / COMMANDS
+    commands = noted.read_text().splitlines() if noted.is_file() else []
     cards = sorted({row["card"] for row in rows})
-    seconds = sorted({round(float(row["train_seconds"])) for row in rows})
+    seconds = "/".join(map(str, sorted({round(float(row["train_seconds"])) for row in rows})))
     epochs = [float(row["epochs"]) for row in rows]
     lines = [
         "# QM9: hosts, hosts with EST, and peers at equal time",
         "",
-        f"Machine: {', '.join(cards)}. Each training took {seconds[0]} to {seconds[-1]} s; "
+        f"Machine: {', '.join(cards)}. Each training took {seconds} s; "
         "evaluations and the first ten steps, in which layers are compiled, do not count; the "
         "learning rate followed the clock down to a hundredth. "
         f"That is {min(epochs):.1f} to {max(epochs):.1f} passes over the training set, where "
@@ -167,7 +180,7 @@ def write_page(folder: Path, command: str) -> Path:
         "what the models reach. All models share data, split, head, optimiser settings, batch "
         "size and seed; hyper-parameters were not tuned for short trainings.",
         "",
-        f"    {command}",
+        *[f"    {command}" for command in commands],
         "",
         "Errors are those of the averaged weights after the last step, means over seeds where "
         "there are several. Raw figures: `trainings.csv`, `curves.csv`.",
