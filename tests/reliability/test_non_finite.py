@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.nn.utils import get_total_norm
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from est_ocp.errors import DataError
 from est_ocp.evaluation.checkpoint import read_checkpoint
@@ -71,7 +73,8 @@ def test_a_step_that_is_skipped_changes_nothing(clip, tiny_data, tmp_path, monke
     monkeypatch.setattr(SkipNonFiniteSteps, "on_train_step_end", on_end)
     train(
         DEBUG, f"data.root={tmp_path / 'data'}", f"job.run_dir={tmp_path}", "job.timestamp_id=run",
-        "guard=skip", "steps=12", "checkpoint_every=100", f"optim.clip_grad_norm={clip}",
+        "guard=skip", "steps=12", "checkpoint_every=100", "max_eval_batches=1",
+        f"optim.clip_grad_norm={clip}",
     )  # fmt: skip
     # Two passes over the data: the record is met twice.
     skipped = rows(tmp_path / "run", "skipped")
@@ -98,13 +101,26 @@ def test_one_skipped_step_too_many_stops(tiny_data, tmp_path):
 def test_a_huge_gradient_is_clipped(tiny_data, tmp_path):
     """The squared error of one outlier; the default guard does not object to a finite norm."""
     with_bad_record(tiny_data, tmp_path / "data", huge_energy)
-    train(
-        DEBUG, f"data.root={tmp_path / 'data'}", f"job.run_dir={tmp_path}", "job.timestamp_id=run",
-        "steps=6", "checkpoint_every=100", "optim.lr=1e-3",
-        "tasks.energy.loss_fn.loss_fn._target_=fairchem.core.modules.loss.MSELoss",
-    )  # fmt: skip
+    used: list[float] = []
+
+    def see_gradients(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"]]
+        used.append(float(get_total_norm([g for g in gradients if g is not None])))
+
+    hook = register_optimizer_step_pre_hook(see_gradients)
+    try:
+        train(
+            DEBUG, f"data.root={tmp_path / 'data'}", f"job.run_dir={tmp_path}",
+            "job.timestamp_id=run", "steps=6", "checkpoint_every=100", "max_eval_batches=1",
+            "optim.lr=1e-3", "optim.clip_grad_norm=10",
+            "tasks.energy.loss_fn.loss_fn._target_=fairchem.core.modules.loss.MSELoss",
+        )  # fmt: skip
+    finally:
+        hook.remove()
     norms = [row["grad_norm"] for row in rows(tmp_path / "run", "train")]
     assert max(norms) > 1e4 * sorted(norms)[2]
+    # Without the step by which fairchem's checkpoints prepare the optimiser.
+    assert [u for u in used if u] == pytest.approx([min(n, 10.0) for n in norms], rel=1e-4)
     weights = final_weights(tmp_path / "run")
     assert all(torch.isfinite(w).all() for w in weights)
     assert max(float(w.abs().max()) for w in weights) < 10
@@ -115,7 +131,7 @@ def test_the_published_losses_bound_the_gradient_of_an_outlier(tiny_data, tmp_pa
     with_bad_record(tiny_data, tmp_path / "data", huge_energy)
     train(
         DEBUG, f"data.root={tmp_path / 'data'}", f"job.run_dir={tmp_path}", "job.timestamp_id=run",
-        "steps=6", "checkpoint_every=100",
+        "steps=6", "checkpoint_every=100", "max_eval_batches=1",
     )  # fmt: skip
     logged = rows(tmp_path / "run", "train")
     assert max(row["loss"] for row in logged) > 1e5
