@@ -45,7 +45,10 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--checkpoint", nargs="+", default=[], help="runs of 'trained'")
     parser.add_argument("--structures", type=int, default=4, help="rotated in 'trained'")
     parser.add_argument("--rotations", type=int, default=4, help="of a structure")
-    return parser.parse_args(argv)
+    arguments = parser.parse_args(argv)
+    if min(arguments.molecules, arguments.structures, arguments.test_molecules) < 2:
+        parser.error("errors are relative to a spread over molecules; give two or more")
+    return arguments
 
 
 def record(out: Path, part: str, command: str) -> None:

@@ -311,7 +311,7 @@ def _trained(rows: Sequence[Mapping[str, Any]]) -> str:
     return f"""## Trained models
 
 Checkpoints of the command above, in its order, the points of the EST update exchanged; those of the
-messages are 302 Lebedev points, except *as configured*. *Forces*: `|F(R x) - R F(x)| / |F(x)|`.
+messages are 110 Lebedev points, except *as configured*. *Forces*: `|F(R x) - R F(x)| / |F(x)|`.
 *Prediction*: mean change of the energy (S2EF) or the target (QM9) over its standard deviation
 over the structures; *as configured*, as a run's report has them, the mean by structure, and the
 energy over its root mean square.
