@@ -28,9 +28,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder of page, CSV and PNG")
-    parser.add_argument(
-        "--seeds", type=int, default=10, help="of the table; others a third as many"
-    )
+    parser.add_argument("--seeds", type=int, default=10, help="of the table; others a third")
     parser.add_argument("--epochs", type=int, default=Protocol.epochs, help="at most")
     parser.add_argument("--folds", type=int, nargs="*", help="only these (default: all)")
     parser.add_argument("--degrees", type=int, nargs="*", help="only these (default: all)")

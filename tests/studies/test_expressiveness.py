@@ -129,7 +129,9 @@ def test_the_command_from_training_to_page(study, tmp_path, capsys):
     study.main(arguments)
     with open(tmp_path / "expressiveness.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert {row["part"] for row in rows} == {"table", "turned", "float32", "sweep", "drawn"}
+    assert {row["part"] for row in rows} == {
+        "table", "turned", "float32", "sweep", "drawn", "no_norm",
+    }  # fmt: skip
     assert {row["fold"] for row in rows} == {"2", "3"}
     page = (tmp_path / "expressiveness.md").read_text()
     assert "| EST | 2-fold | 3-fold |" in page

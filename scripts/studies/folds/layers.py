@@ -33,10 +33,18 @@ class ESTStar(nn.Module):
         Points of the sphere, for both blocks.
     norm, inverse : str
         As of :class:`est_ocp.nn.ESTUpdateBlock`.
+    update_norm : bool
+        Normalise what the update block reads.
     """
 
     def __init__(
-        self, lmax: int, fold: int, rule: SphereRule, norm: str = "sphere", inverse="quadrature"
+        self,
+        lmax: int,
+        fold: int,
+        rule: SphereRule,
+        norm: str = "sphere",
+        inverse: str = "quadrature",
+        update_norm: bool = True,
     ) -> None:
         super().__init__()
         self.lmax = lmax
@@ -47,7 +55,7 @@ class ESTStar(nn.Module):
         self.message = ESTMessageBlock(
             CHANNELS, lmax, rule, [1, HIDDEN], hidden_channels=CHANNELS, avg_degree=fold, **experts
         )
-        self.norm_2 = EquivariantLayerNorm(lmax, CHANNELS)
+        self.norm_2 = EquivariantLayerNorm(lmax, CHANNELS) if update_norm else nn.Identity()
         self.update = ESTUpdateBlock(CHANNELS, lmax, rule, norm=norm, **experts)
 
     def forward(self, directions: torch.Tensor) -> torch.Tensor:

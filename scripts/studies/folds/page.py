@@ -76,8 +76,8 @@ structures in each step, up to {protocol.epochs} epochs in float64; a training e
 {protocol.enough:g}, or after {protocol.patience} epochs if the features of the two structures
 differ by less than {protocol.hopeless:g} of their norm. A structure given its class with a
 probability within {TIE:g} of one half counts half. Every seed has its own weights and its own
-general orientation of the pair. "±" is the standard deviation over {_most_seeds(rows)} seeds, or as many
-as a cell says.
+general orientation of the pair. "±" is the standard deviation over {_most_seeds(rows)} seeds in the
+tables of L against fold, or as many as a cell says, and over a third as many in the others.
 
 - *as given*: accuracy in the orientation of the training, the paper's question.
 - *turned at random*: the same classifier on {ORIENTATIONS} random orientations
@@ -136,6 +136,11 @@ margin, each epoch in its own orientations; the benchmark's published code repor
 In float32 (L = 1, 12 points), where rounding puts a floor of about 1e-7 under the difference:
 
 {_float32_table(rows)}
+
+The norm between message and update matters: features that the symmetry makes vanish (all those of
+degree 1) come out of the message as sampling errors, and the norm scales them up. Without this norm:
+
+{_unnormalised_table(rows)}
 
 ## More and better points
 
@@ -224,6 +229,25 @@ def _float32_table(rows: list[Row]) -> str:
     names = ["accuracy", "accuracy_best_epoch"]
     labels = ["as given", "best epoch, larger logit"]
     return grid("float32", labels, FOLDS, lambda i, k: percent(select(some, fold=k), names[i]))
+
+
+def _unnormalised_table(rows: list[Row]) -> str:
+    """Without the norm between message and update: errors and accuracies."""
+    some = select(rows, part="no_norm")
+    shown = (
+        ("error as drawn", "error_start", geometric),
+        ("difference as drawn", "difference_start", geometric),
+        ("as given", "accuracy", percent),
+        ("turned at random", "accuracy_back", percent),
+    )
+    kinds = [(lmax, *one) for lmax in (1, 2) for one in shown]
+
+    def cell(number: int, fold: int) -> str:
+        lmax, _, name, text = kinds[number]
+        return text(select(some, lmax=lmax, fold=fold), name)
+
+    names = [f"L = {lmax}, {label}" for lmax, label, *_ in kinds]
+    return grid("no norm", names, FOLDS, cell)
 
 
 def _sweep_table(rows: list[Row]) -> str:

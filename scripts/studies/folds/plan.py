@@ -65,6 +65,15 @@ def single_precision(seeds: int) -> Iterator[Run]:
             yield Run("float32", "est", 1, fold, seed, "fibonacci", 12, "paper", "float32")
 
 
+def unnormalised(seeds: int) -> Iterator[Run]:
+    """The table without the norm between message and update."""
+    for lmax in (1, 2):
+        for fold in FOLDS:
+            for seed in range(seeds):
+                points = table_points(lmax)
+                yield Run("no_norm", "est", lmax, fold, seed, "fibonacci", points, "no_norm")
+
+
 def drawn(seeds: int) -> Iterator[Run]:
     """Layers as drawn: difference of the structures against the equivariance error."""
     for lmax in (1, 2):
@@ -89,5 +98,5 @@ def all_runs(seeds: int) -> list[Run]:
     """Every run; the table's with ``seeds`` seeds but for large cells, others a third as many."""
     few = max(1, seeds // 3)
     parts = (table(seeds, DEGREES[:4]), tensor_products(seeds), turned(few), sweep(few))
-    parts += (single_precision(few), drawn(few), table(seeds, DEGREES[4:]))
+    parts += (single_precision(few), drawn(few), unnormalised(few), table(seeds, DEGREES[4:]))
     return [run for part in parts for run in part]

@@ -34,8 +34,9 @@ class Run:
         Degree, symmetry, seed of weights and orientation.
     kind, points : str, int
         Rule of the sphere (EST).
-    setting : {"default", "paper"}
-        "paper": LayerNorm at each point, diagonal inverse; else the package's defaults.
+    setting : {"default", "paper", "no_norm"}
+        "paper": LayerNorm at each point, diagonal inverse; "no_norm": the paper's without the norm
+        between message and update; else the package's defaults.
     dtype : {"float64", "float32"}
         Of everything.
     turned : bool
@@ -94,8 +95,9 @@ def build(run: Run) -> nn.Module:
     if run.layer != "est":
         layer = LAYERS[run.layer](run.lmax, run.fold)
     else:
-        paper = {"norm": "point", "inverse": "diagonal"} if run.setting == "paper" else {}
-        layer = ESTStar(run.lmax, run.fold, sphere_rule(run.kind, run.points), **paper)
+        options = {} if run.setting == "default" else {"norm": "point", "inverse": "diagonal"}
+        options["update_norm"] = run.setting != "no_norm"
+        layer = ESTStar(run.lmax, run.fold, sphere_rule(run.kind, run.points), **options)
     return layer.to(getattr(torch, run.dtype))
 
 
