@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from omegaconf import OmegaConf
 
 from est_ocp.cli.config import resolve
 from est_ocp.cli.main import main as est_ocp
@@ -240,3 +241,27 @@ def test_the_page_names_commands_files_and_units_that_exist():
     for line in words:
         arguments = build_parser("data").parse_args(["data", "qm9", *line.split("#")[0].split()])
         assert arguments.what == "qm9"
+
+
+def test_hosts_and_their_est_variants_differ_in_the_update_alone(study):
+    training = sys.modules["qm9study.training"]
+    settings = training.Settings(out="runs", data="data")
+    for pair in training.PAIRS.items():
+        resolved = []
+        for name in pair:
+            words = training.overrides(training.Training(name, "U0", 3), settings)
+            config = resolve(FOLDER / f"{name}.yml", words)
+            runner = OmegaConf.to_container(config.runner, resolve=True)
+            backbone = runner["train_eval_unit"]["model"]["backbone"]
+            resolved.append((backbone.pop("model"), backbone.pop("update"), without_job(runner)))
+        (host, feed_forward, rest), (variant, update, same) = resolved
+        assert host != variant
+        assert feed_forward != update
+        assert rest == same
+
+
+def without_job(config):
+    """The same without the job's names and folders."""
+    if isinstance(config, dict):
+        return {key: without_job(value) for key, value in config.items() if key != "job_config"}
+    return [without_job(value) for value in config] if isinstance(config, list) else config
