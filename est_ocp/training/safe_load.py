@@ -24,7 +24,7 @@ from torch.distributed.checkpoint.metadata import BytesStorageMetadata
 from est_ocp.errors import CheckpointError
 from est_ocp.trust import TRUST, environment, trusted
 
-_FORCE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+_FORCE, _FORCE_NOT = "TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
 #: torch's switch and its list of classes belong to the whole process: one reader at a time.
 _ONE_READER = threading.RLock()
 
@@ -57,6 +57,7 @@ def only_weights(trust: bool = False) -> Iterator[None]:
     with (
         _ONE_READER,
         environment(_FORCE, "1"),
+        environment(_FORCE_NOT, "0"),  # torch refuses both at once
         torch.serialization.safe_globals(inference_classes()),
     ):
         yield

@@ -77,6 +77,18 @@ def test_the_command_refuses_a_payload_in_one_line(inference, trap, tmp_path, ca
     assert trap.exists()
 
 
+def test_torch_s_own_switch_for_unsafe_files_does_not_count(inference, trap, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    content = read_checkpoint(inference)
+    content.note = Touch(trap)
+    torch.save(content, tmp_path / "evil.pt")
+    with pytest.raises(CheckpointError, match=r"refers to 'posix.system'"):
+        load_unit(tmp_path / "evil.pt")
+    assert not trap.exists()
+    assert load_unit(inference).tasks
+    assert os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] == "1"
+
+
 def test_an_older_format_and_nodes_of_omegaconf_load(inference, tmp_path):
     content = read_checkpoint(inference)
     expected = load_unit(inference).model.state_dict()
