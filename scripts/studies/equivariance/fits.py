@@ -23,7 +23,7 @@ class PowerLaw:
     Attributes
     ----------
     factor, exponent : float
-        By least squares of logarithms.
+        By least squares of logarithms, or the exponent as given.
     r2 : float
         Share of the variance of the logarithms that the law explains.
     bound : float
@@ -39,10 +39,14 @@ class PowerLaw:
     count: int
 
 
-def power_law(measure: Sequence[float], error: Sequence[float]) -> PowerLaw:
-    """Fit a power law to positive numbers."""
+def power_law(
+    measure: Sequence[float], error: Sequence[float], exponent: float | None = None
+) -> PowerLaw:
+    """Fit a power law to positive numbers; its exponent too, unless it is given."""
     x, y = np.log(np.asarray(measure)), np.log(np.asarray(error))
-    exponent, constant = np.polyfit(x, y, 1)
+    if exponent is None:
+        exponent = np.polyfit(x, y, 1)[0]
+    constant = (y - exponent * x).mean()
     residual = y - exponent * x - constant
     r2 = 1.0 - residual.var() / y.var()
     bound = constant + residual.max()
@@ -57,7 +61,10 @@ def exponential_law(degree: Sequence[float], error: Sequence[float]) -> PowerLaw
 
 
 def best_kernel(sets: Sequence[PointSet], error: Sequence[float]) -> tuple[float, PowerLaw]:
-    """The kernel whose discrepancies explain the errors best, and its law.
+    """The kernel to whose discrepancies the errors are proportional most closely, and its law.
+
+    The exponent is one, as in the inequality that the discrepancy belongs to: the integration
+    error of a function is at most its norm times the discrepancy.
 
     Returns
     -------
@@ -66,6 +73,6 @@ def best_kernel(sets: Sequence[PointSet], error: Sequence[float]) -> tuple[float
     law : PowerLaw
     """
     table = torch.stack([smooth_discrepancies(points.softmax_rule(), RATIOS) for points in sets])
-    laws = [power_law(column.tolist(), error) for column in table.T]
+    laws = [power_law(column.tolist(), error, exponent=1.0) for column in table.T]
     best = int(np.argmax([law.r2 for law in laws]))
     return RATIOS[best].item(), laws[best]

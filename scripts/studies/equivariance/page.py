@@ -171,7 +171,13 @@ def _by_depth(rows: Sequence[Mapping[str, Any]]) -> str:
     for label, errors in PUBLISHED.items():
         cells = [f"{error:g}" for error in errors[: len(layers)]]
         lines.append([f"*paper: {label}*", "", *(f"*{cell}*" for cell in cells), "", ""])
-    header = ["points", "S", *(f"{layer} layers" for layer in layers), "relative", "features"]
+    header = [
+        "points",
+        "S",
+        *(f"{layer} layer{'s' * (layer > 1)}" for layer in layers),
+        "relative",
+        "features",
+    ]
     return f"""## By depth, L = {DEEP_DEGREE}, float64
 
 Absolute errors after each number of layers, then the relative error and that of the features after
@@ -218,11 +224,11 @@ def _bounds(laws: Mapping[int, Mapping[str, PowerLaw]], ratios: Mapping[int, flo
                 str(degree),
                 str(smooth.count),
                 f"{cap.r2:.2f}",
-                f"{cap.bound:.1g} D^{cap.exponent:.2f}",
+                f"{cap.bound:.0e} D^{cap.exponent:.2f}",
                 f"{ratios[degree]:.2f}",
                 f"{smooth.r2:.2f}",
-                f"{smooth.factor:.1g} D_r^{smooth.exponent:.2f}",
-                f"{smooth.bound:.1g} D_r^{smooth.exponent:.2f}",
+                f"{smooth.factor:.2g} D_r",
+                f"{smooth.bound:.2g} D_r",
                 f"{exact.r2:.2f}",
                 f"{exact.exponent:+.2f}",
             ]
@@ -231,15 +237,16 @@ def _bounds(laws: Mapping[int, Mapping[str, PowerLaw]], ratios: Mapping[int, flo
     header += ["smooth: bound", "degree: R²", "degree: decades a degree"]
     return f"""## Is the error bounded by the discrepancy?
 
-Fits of the logarithm of the features' error; *bound* is the fitted power with the smallest factor
-that puts it above all measured errors. Errors below {FLOOR:g} are left out as rounding.
+Fits of the logarithm of the features' error. *Bound* is the law with the smallest factor that puts
+it above all measured errors. Errors below {FLOOR:g} are left out as rounding.
 
 - *Cap discrepancy* D: how evenly caps are filled. It bounds the integration error of functions
-  whose coefficients fall like `l^-3/2`.
+  whose coefficients fall like `l^-3/2`; the exponent is fitted.
 - *Smooth discrepancy* D_r: `sum_(l>=1) r^l sum_m (sum_s w_s Y_lm(p_s))^2`, the square of the
   largest integration error among functions whose coefficients fall like `r^(l/2)`. With all
-  weight on degrees up to t it would be the design energy. r is chosen, for each L, where the fit
-  is best.
+  weight on degrees up to t it would be the design energy. The fit is
+  proportional to D_r, as the integration error of a function is at most its norm times D_r, and r
+  is chosen, for each L, where it is best.
 - *Degree* of exactness: error proportional to 10^(slope x degree), designs, Lebedev rules and
   weighted grids alone (lattices have none).
 
