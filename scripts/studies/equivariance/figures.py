@@ -20,6 +20,8 @@ STYLES = {
     "product, weights": ("e3nn grid, weights in the softmax", "#9467bd", "P"),
     "product, plain softmax": ("e3nn grid, plain softmax", "#d62728", "X"),
 }
+#: Of the axis of cap discrepancies, which is too short for powers of ten.
+CAP_TICKS = (0.005, 0.01, 0.02, 0.05)
 
 
 def plot_against_size(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
@@ -94,6 +96,8 @@ def plot_bounds(
             if measure in laws[degree]:
                 _draw_law(axis, laws[degree][measure], [row[measure] for row in chosen])
         line[0].set_xlabel("cap discrepancy")
+        line[0].set_xticks(CAP_TICKS, [str(tick) for tick in CAP_TICKS])
+        line[0].tick_params(axis="x", which="minor", labelbottom=False)
         line[1].set_xlabel("degree of exactness")
         line[2].set_xlabel(f"smooth discrepancy, r = {ratios[degree]:.2f}")
         line[0].set_ylabel(f"L = {degree}: relative error")
