@@ -281,23 +281,25 @@ def _rotation(rows: Sequence[Mapping[str, Any]]) -> str:
             ]
             steps = max(row["steps"] for row in here)
             cells = []
-            for key in ("mae", "rotation_error", "relative"):
+            for key in ("mae", "rotation_error", "floor", "relative"):
                 for at in (0, steps):
                     values = [row[key] for row in here if row["steps"] == at]
                     cells.append(f"{sum(values) / len(values):.2g}")
             label = f"{STYLES[name][0]}, {here[0]['S']}"
             lines.append([label, "random" if random == "True" else "fixed", *cells])
     header = ["update's points", "frame in training", "MAE before", "MAE after"]
-    header += ["rotation error before", "after", "relative before", "after"]
+    header += ["rotation error before", "after", "floor before", "floor after"]
+    header += ["relative before", "relative after"]
     seeds = len({row["seed"] for row in rows})
     return f"""## Random rotation of the points in training
 
 Two-layer networks (L = 2) learn the polarisability on the embedded molecules in
 {max(row["steps"] for row in rows)} steps, {seeds} seed{"s" if seeds > 1 else ""}; errors on
-molecules not trained on, in bohr^3. *Rotation error*: mean `|f(R x) - f(x)|`; *relative*: over
-the standard deviation of the predictions. The labels, references per atom taken off, spread by
-{rows[0]["label_spread"]:.1f} bohr^3. The frame is fixed when measured; messages act on points of
-a far smaller error.
+molecules not trained on, in bohr^3. *Rotation error*: mean `|f(R x) - f(x)|`; *floor*: the same
+with precise points in the update as well, that is, what messages leave; *relative*: the rotation
+error over the standard deviation of the predictions. The labels, a mean value an atom taken off,
+spread by {rows[0]["label_spread"]:.1f} bohr^3. When measured the frame is fixed, and messages act
+on 50 Lebedev points.
 
 {_table(header, lines)}"""
 
@@ -317,10 +319,10 @@ def _trained(rows: Sequence[Mapping[str, Any]]) -> str:
     header = ["checkpoint", "points of the update", "S", "precision", "forces", "prediction"]
     return f"""## Trained models
 
-Checkpoints of the command above, in its order, the points of the EST update exchanged; those of the
-messages are 110 Lebedev points, except *as configured*. *Forces*: `|F(R x) - R F(x)| / |F(x)|`.
-*Prediction*: mean change of the energy (S2EF) or the target (QM9) over its standard deviation
-over the structures; *as configured*, as a run's report has them, the mean by structure, and the
-energy over its root mean square.
+Checkpoints of the command above, in its order (S2EF: the run of `est-ocp demo`), the points of
+the EST update exchanged; those of the messages are 110 Lebedev points, except *as configured*.
+*Forces*: `|F(R x) - R F(x)| / |F(x)|`. *Prediction*: mean change of the energy (S2EF) or the
+target (QM9) over its standard deviation over the structures; *as configured*, as a run's report
+has them, the mean by structure, and the energy over its root mean square.
 
 {_table(header, lines)}"""

@@ -93,7 +93,6 @@ def train(
     yield case | {"steps": settings.steps} | after
 
 
-@torch.no_grad()
 def measure(
     trained: Predictor,
     update: PointSet,
@@ -103,9 +102,26 @@ def measure(
 ) -> dict[str, float]:
     """Errors on molecules that were not trained on, bohr^3, float64.
 
-    ``rotation_error``: mean of ``|f(R x) - f(x)|`` over molecules and rotations; ``mae``: error
-    of the predictions; ``relative``: the first over the standard deviation of the predictions.
+    ``rotation_error``: mean of ``|f(R x) - f(x)|`` over molecules and rotations; ``floor``: the
+    same with the messages' precise points in the update, too; ``mae``: error of the predictions;
+    ``relative``: the first over the standard deviation of the predictions.
     """
+    predictions, change = _rotate(trained, update, settings)
+    _, floor = _rotate(trained, MESSAGE_MEASURED, settings)
+    truth = labels[: settings.test_molecules].to(predictions)
+    return {
+        "mae": ((predictions - truth).abs().mean() * scale).item(),
+        "rotation_error": (change * scale).item(),
+        "floor": (floor * scale).item(),
+        "relative": (change / predictions.std()).item(),
+    }
+
+
+@torch.no_grad()
+def _rotate(
+    trained: Predictor, update: PointSet, settings: TrainingSettings
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Predictions [B] with points in the update, and their mean change under rotation."""
     network = Predictor(update, MESSAGE_MEASURED, settings.channels, False).to(settings.device)
     network.load_state_dict(trained.state_dict())
     network.double().eval()
@@ -118,14 +134,7 @@ def measure(
         for _ in range(settings.rotations):
             wigner = random_wigner(len(prediction), 1, generator, settings.device)
             changes.append((network(rotated(batch, wigner)) - prediction).abs())
-    predictions = torch.cat(plain)
-    change = torch.cat(changes).mean()
-    truth = labels[: settings.test_molecules].to(predictions)
-    return {
-        "mae": ((predictions - truth).abs().mean() * scale).item(),
-        "rotation_error": (change * scale).item(),
-        "relative": (change / predictions.std()).item(),
-    }
+    return torch.cat(plain), torch.cat(changes).mean()
 
 
 def compare(settings: TrainingSettings) -> Iterator[dict[str, Any]]:
