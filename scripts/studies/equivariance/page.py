@@ -51,8 +51,8 @@ shuffled, from the 2,000 of the embedded subset. The network is cut off after ea
 The points: the lattice of the authors' code with points on the poles, the half-offset lattice, the
 same after Coulomb repulsion, spherical designs, Lebedev rules, and e3nn's grids `(2l+2) x (2l+1)`
 with their weights in the softmax or with a plain softmax (the weights stay in the inverse
-transform). The inverse transform is the quadrature. Combinations have `1.5 (L+1)^2 <= S <= 100 L`.
-"""
+transform). The inverse transform is the quadrature. float32 is measured at L = 2. Combinations
+have `1.5 (L+1)^2 <= S <= 100 L`. """
 
 
 def write_page(folder: Path) -> None:
@@ -147,10 +147,9 @@ def _commands(runs: Mapping[str, Mapping[str, str]], rows: Sequence[Mapping[str,
 
 2-core x86 container shared with other jobs, CPU, one thread: {machine}.
 
-Reduced to fit that machine: {sample["molecules"]} molecules, {sample["channels"]} channels,
-{max(row["layers"] for row in rows)} layers at L = {DEEP_DEGREE} and {COMMON_DEPTH} at other
-degrees, float32 at L = {DEEP_DEGREE} only. All of it, on 1,000 molecules, 128 channels and six
-layers:
+Reduced to fit that machine: {sample["molecules"]} molecules, {sample["channels"]} channels, and
+{max(row["layers"] for row in rows)} layers at L = {DEEP_DEGREE}, {COMMON_DEPTH} at other degrees.
+On 1,000 molecules, with 128 channels and six layers throughout:
 
     python scripts/studies/qm9_equivariance.py sweep --device cuda
 """
