@@ -35,7 +35,7 @@ def _differences(axis, rows: list[Row]) -> None:
     ends = np.array([FLOOR, 3.0])
     axis.fill_between(ends, 3 * ends, 1e2, color="0.93", linewidth=0)
     axis.plot(ends, 3 * ends, color="0.4", linewidth=1)
-    axis.text(2e-14, 2e-11, "excluded: difference > 3 x error", fontsize=8, color="0.3")
+    axis.text(2e-11, 1e-3, "difference > 3 x error: excluded", fontsize=8, color="0.3")
     for fold in FOLDS:
         for lmax, marker in MARKERS.items():
             some = select(rows, part="drawn", fold=fold, lmax=lmax)

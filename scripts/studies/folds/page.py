@@ -138,7 +138,7 @@ In float32 (L = 1, 12 points), where rounding puts a floor of about 1e-7 under t
 {_float32_table(rows)}
 
 The norm between message and update matters: features that the symmetry makes vanish (all those of
-degree 1) come out of the message as sampling errors, and the norm scales them up. Without this norm:
+degree 1) come out of the message as sampling errors, and the norm scales them up. Without it:
 
 {_unnormalised_table(rows)}
 
@@ -151,7 +151,8 @@ Degree 1, package defaults; *degree* is what the rule integrates exactly.
 ![Differences against errors, accuracy by points]({figure.name})
 
 Left: every mark is one rule, degree and fold (layers as drawn, geometric mean over seeds); values
-around 1e-16 are rounding. All runs are in [{page.stem}.csv]({page.stem}.csv).
+around 1e-16 are rounding. The bound holds for the largest error of any rotation, the marks have
+mean errors. All runs are in [{page.stem}.csv]({page.stem}.csv).
 """
     old = page.read_text() if page.is_file() else ""
     reading = old[old.index(READING) :].rstrip() if READING in old else ""
@@ -178,7 +179,8 @@ def _most_seeds(rows: list[Row]) -> int:
 
 def _fewer(rows: list[Row], cell: list[Row]) -> str:
     """Number of a cell's seeds where it is smaller."""
-    return f" ({len(cell)} seeds)" if 0 < len(cell) < _most_seeds(rows) else ""
+    noun = "seed" if len(cell) == 1 else "seeds"
+    return f" ({len(cell)} {noun})" if 0 < len(cell) < _most_seeds(rows) else ""
 
 
 def _tensor_table(rows: list[Row]) -> str:
