@@ -283,7 +283,7 @@ def _rotation(rows: Sequence[Mapping[str, Any]]) -> str:
             for key in ("mae", "rotation_error", "floor", "relative"):
                 for at in (0, steps):
                     values = [row[key] for row in here if row["steps"] == at]
-                    cells.append(f"{sum(values) / len(values):.2g}")
+                    cells.append(f"{sum(values) / len(values):.3g}")
             label = f"{STYLES[name][0]}, {here[0]['S']}"
             lines.append([label, "random" if random == "True" else "fixed", *cells])
     header = ["update's points", "frame in training", "MAE before", "MAE after"]
