@@ -25,7 +25,7 @@ demo: $(STAMP)
 	$(BIN)/est-ocp demo --out demo
 
 test: $(STAMP)
-	$(TEST_ENV) $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile -m "not slow" tests
+	$(TEST_ENV) $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile -rs -m "not slow" tests
 
 test-slow: $(STAMP)
 	$(TEST_ENV) $(BIN)/python -m pytest -m slow tests

@@ -24,8 +24,8 @@ DECLARED = "a100"
 _PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "scancel", "setpriv")
 #: States of a job that will not run again.
 OVER = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY")
-#: Seconds that anything may take on a machine that has much else to do.
-PATIENCE = 600.0
+#: Seconds that anything may take on a machine that has much else to do, and the daemons' start.
+PATIENCE, START = 600.0, 180.0
 #: Bound while a cluster is up: the ranks of a job meet at a port that fairchem fixes, so there is
 #: one cluster a machine. An abstract socket: it is no file, and it goes when its process ends.
 _LOCK = "\0est-ocp one-host slurm"
@@ -86,6 +86,10 @@ def why_not() -> str | None:
     return None if os.geteuid() == 0 else "only root can start SLURM's daemons"
 
 
+class NoStart(Exception):
+    """The daemons do not run on this machine; the message ends with their logs."""
+
+
 class OneHostSlurm:
     """The cluster; :func:`running` starts and ends it.
 
@@ -103,7 +107,12 @@ class OneHostSlurm:
         self._daemons: list[subprocess.Popen] = []
 
     def start(self) -> None:
-        """Start the daemons and wait until both nodes are idle."""
+        """Start the daemons and wait until both nodes are idle.
+
+        Raises
+        ------
+        NoStart
+        """
         for name in ("state", "log"):
             (self.folder / name).mkdir()
         self.folder.chmod(0o755)
@@ -117,15 +126,16 @@ class OneHostSlurm:
         files = {"socket": "socket", "pid-file": "pid", "log-file": "log", "seed-file": "seed"}
         place = [f"--{name}={self.folder}/munge.{end}" for name, end in files.items()]
         self._daemon("munged", "--foreground", "--force", f"--key-file={key}", *place)
-        wait_for((self.folder / "munge.socket").exists, "munged", PATIENCE)
-        self._daemon("slurmctld", "-D", "-c")
-        for node in NODES:
-            self._daemon("slurmd", "-D", "-N", node)
         try:
-            wait_for(lambda: self._idle() == len(NODES), "two idle nodes", PATIENCE)
+            wait_for((self.folder / "munge.socket").exists, "munged", START)
+            self._daemon("slurmctld", "-D", "-c")
+            for node in NODES:
+                self._daemon("slurmd", "-D", "-N", node)
+            wait_for(lambda: self._idle() == len(NODES), "two idle nodes", START)
         except TimeoutError as error:
             logs = sorted((self.folder / "log").iterdir())
-            raise RuntimeError("\n".join(file.read_text()[-1000:] for file in logs)) from error
+            ends = (f"{file.name}: {file.read_text()[-500:]}" for file in logs)
+            raise NoStart("\n".join((str(error), *ends))) from error
 
     def stop(self) -> None:
         """End everything that this cluster started: daemons, steps, jobs."""

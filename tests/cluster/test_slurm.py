@@ -230,13 +230,14 @@ def test_the_page_s_own_commands_of_slurm(cluster, tmp_path):
     assert len(lines) == 4
     script = tmp_path / "job.sh"
     script.write_text(
-        f"#!/bin/bash\n#SBATCH --output={tmp_path}/out\nsrun bash -c 'trap : USR2; sleep 3600'\n"
+        f"#!/bin/bash\n#SBATCH --output={tmp_path}/out\n"
+        "srun bash -c 'trap \"\" USR2; touch up; sleep 3600'\n"  # ignored by what it starts too
     )
     runs, waits = (
-        cluster.call("sbatch", *options, str(script)).split()[-1]
+        cluster.call("sbatch", f"--chdir={tmp_path}", *options, str(script)).split()[-1]
         for options in ((), ("--begin=now+1hour",))
     )
-    wait_for(lambda: cluster.processes(SLURM_JOB_ID=runs, SLURM_PROCID="0"), "the step", PATIENCE)
+    wait_for((tmp_path / "up").exists, "the step", PATIENCE)
     for line in lines:
         # only a job that runs gets a signal, only one that waits another time of start
         cluster.call(*line.replace("JOB", runs if "--signal" in line else waits).split())
