@@ -6,7 +6,6 @@ what follows it in each layer is a subclass's choice.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,7 +14,7 @@ from fairchem.core.common.registry import registry
 from fairchem.core.models.uma.escn_md import GradRegressConfig
 from torch import nn
 
-from est_ocp.errors import ConfigError, unknown_keys
+from est_ocp.errors import ConfigError
 from est_ocp.models.distance_basis import make_distance_basis
 from est_ocp.models.equiformer_v2 import AVG_DEGREE
 from est_ocp.models.graph import RadiusGraph
@@ -119,8 +118,7 @@ class EquiformerBackbone(LayeredBackbone):
         **unknown: Any,
     ) -> None:
         super().__init__(LayerCall(compile_layers, memory_budget), activation_checkpointing)
-        signature = inspect.signature(EquiformerBackbone.__init__).parameters
-        unknown_keys(unknown, set(signature) - {"self", "unknown"}, "model.backbone")
+        self.refuse_unknown_keys(unknown)
         if regress_forces or not direct_forces:
             raise ConfigError(
                 "model.backbone: Equiformer backbones predict energies, not forces; leave "

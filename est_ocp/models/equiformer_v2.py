@@ -6,7 +6,6 @@ layer is a subclass's choice.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,7 +14,7 @@ from fairchem.core.common.registry import registry
 from fairchem.core.models.uma.escn_md import GradRegressConfig
 from torch import nn
 
-from est_ocp.errors import ConfigError, unknown_keys
+from est_ocp.errors import ConfigError
 from est_ocp.models.graph import RadiusGraph
 from est_ocp.models.layer_call import LayerCall
 from est_ocp.models.layered import LayeredBackbone
@@ -120,8 +119,7 @@ class EquiformerV2Backbone(LayeredBackbone):
         twice = regress_forces and not direct_forces
         call_layer = LayerCall(compile_layers, memory_budget, allowed=not twice)
         super().__init__(call_layer, activation_checkpointing)
-        signature = inspect.signature(EquiformerV2Backbone.__init__).parameters
-        unknown_keys(unknown, set(signature) - {"self", "unknown"}, "model.backbone")
+        self.refuse_unknown_keys(unknown)
         if not 0 <= mmax <= lmax:
             raise ConfigError(f"model.backbone: mmax must lie in 0..lmax={lmax}, got {mmax}")
         self.lmax, self.mmax, self.channels = lmax, mmax, channels

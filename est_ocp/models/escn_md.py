@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +9,6 @@ import torch
 from fairchem.core.common.registry import registry
 from fairchem.core.models.uma.escn_md import add_n_empty_edges, eSCNMDBackbone
 
-from est_ocp.errors import unknown_keys
 from est_ocp.models.graph import EDGE_INDEX, EDGE_VEC, RadiusGraph
 from est_ocp.models.interface import FairchemBackbone
 from est_ocp.models.settings import GraphSettings, from_mapping
@@ -53,8 +51,7 @@ num_distance_basis, norm_type, act_type, ff_type, activation_checkpointing
         activation_checkpointing: bool = False,
         **unknown: Any,
     ) -> None:
-        signature = inspect.signature(ESCNMDBaseline.__init__).parameters
-        unknown_keys(unknown, set(signature) - {"self", "unknown"}, "model.backbone")
+        self.refuse_unknown_keys(unknown)
         if graph is None or isinstance(graph, Mapping):
             graph = {"cutoff": 5.0, "max_neighbors": 500} | dict(graph or {})
         settings = from_mapping(GraphSettings, graph, "model.backbone.graph")

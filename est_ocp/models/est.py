@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,7 +10,7 @@ from fairchem.core.common.registry import registry
 from fairchem.core.models.uma.escn_md import GradRegressConfig
 from torch import nn
 
-from est_ocp.errors import ConfigError, unknown_keys
+from est_ocp.errors import ConfigError
 from est_ocp.models.distance_basis import make_distance_basis
 from est_ocp.models.graph import RadiusGraph
 from est_ocp.models.layer_call import LayerCall
@@ -139,8 +138,7 @@ class ESTNetwork(LayeredBackbone):
         twice = regress_forces and not direct_forces
         call_layer = LayerCall(compile_layers, memory_budget, allowed=not twice)
         super().__init__(call_layer, activation_checkpointing)
-        signature = inspect.signature(ESTNetwork.__init__).parameters
-        unknown_keys(unknown, set(signature) - {"self", "unknown"}, "model.backbone")
+        self.refuse_unknown_keys(unknown)
         if num_layers < 1 or channels < 1 or lmax < 1 or not 0 <= lmax_out <= lmax:
             raise ConfigError(
                 "model.backbone: num_layers, channels and lmax must be positive and lmax_out must "

@@ -6,7 +6,6 @@ what follows it in each layer is a subclass's choice.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,7 +14,7 @@ from fairchem.core.common.registry import registry
 from fairchem.core.models.uma.escn_md import GradRegressConfig
 from torch import nn
 
-from est_ocp.errors import ConfigError, unknown_keys
+from est_ocp.errors import ConfigError
 from est_ocp.models.graph import RadiusGraph
 from est_ocp.models.layer_call import LayerCall
 from est_ocp.models.layered import LayeredBackbone
@@ -109,8 +108,7 @@ class GotenNetBackbone(LayeredBackbone):
         twice = regress_forces and not direct_forces
         call_layer = LayerCall(compile_layers, memory_budget, allowed=not twice)
         super().__init__(call_layer, activation_checkpointing)
-        signature = inspect.signature(GotenNetBackbone.__init__).parameters
-        unknown_keys(unknown, set(signature) - {"self", "unknown"}, "model.backbone")
+        self.refuse_unknown_keys(unknown)
         if num_layers < 1:
             raise ConfigError(f"model.backbone: num_layers must be positive, got {num_layers}")
         if not 0 <= lmax_out <= lmax:

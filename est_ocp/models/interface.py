@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -9,7 +11,7 @@ from fairchem.core.models.base import BackboneInterface
 from fairchem.core.models.uma.escn_md import GradRegressConfig
 from torch import nn
 
-from est_ocp.errors import ConfigError, DataError
+from est_ocp.errors import ConfigError, DataError, unknown_keys
 from est_ocp.overlap import find_overlap
 
 
@@ -26,6 +28,18 @@ class FairchemBackbone(nn.Module, BackboneInterface):
 
     max_num_elements: int
     regress_config: GradRegressConfig
+
+    @classmethod
+    def refuse_unknown_keys(cls, unknown: Iterable[str]) -> None:
+        """Refuse what the constructor, whose ``**unknown`` it is, has no parameter for.
+
+        Raises
+        ------
+        ConfigError
+            Naming the key and the nearest valid one.
+        """
+        allowed = inspect.signature(cls.__init__).parameters.keys() - {"self", "unknown"}
+        unknown_keys(unknown, allowed, "model.backbone")
 
     def check_elements(self, atomic_numbers: torch.Tensor) -> None:
         """Refuse elements outside the model's table.

@@ -6,7 +6,6 @@ periodic images are neighbours too.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,7 +15,7 @@ from fairchem.core.models.uma.escn_md import GradRegressConfig
 from torch import nn
 from torch_geometric.nn.models.schnet import InteractionBlock
 
-from est_ocp.errors import ConfigError, unknown_keys
+from est_ocp.errors import ConfigError
 from est_ocp.models.graph import RadiusGraph
 from est_ocp.models.interface import FairchemBackbone
 from est_ocp.models.settings import GraphSettings, from_mapping
@@ -61,8 +60,7 @@ class SchNetBaseline(FairchemBackbone):
         **unknown: Any,
     ) -> None:
         super().__init__()
-        signature = inspect.signature(SchNetBaseline.__init__).parameters
-        unknown_keys(unknown, set(signature) - {"self", "unknown"}, "model.backbone")
+        self.refuse_unknown_keys(unknown)
         if graph is None or isinstance(graph, Mapping):
             graph = {"cutoff": 6.0, "max_neighbors": 50} | dict(graph or {})
         self.graph_settings = from_mapping(GraphSettings, graph, "model.backbone.graph")

@@ -29,6 +29,7 @@ from adsorption.page import write_page
 from adsorption.pool import run_all
 from adsorption.structures import Entry, read_entries, record, site_after_relaxation
 from adsorption.training import MODELS, Settings, Training
+from csv_rows import append, read
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -131,8 +132,8 @@ def keep(
     figures = report.metrics(energy, np.array(result["predictions"]))
     line = key | {"train": len(fold[0]), "test": len(fold[1])} | figures
     line |= {name: result[name] for name in ("epochs", "steps", "seconds", "parameters")}
-    report.append(out / "predictions.csv", report.PREDICTIONS, rows)
-    report.append(out / "trainings.csv", report.TRAININGS, [line])
+    append(out / "predictions.csv", report.PREDICTIONS, rows)
+    append(out / "trainings.csv", report.TRAININGS, [line])
     return figures["mae"]
 
 
@@ -196,9 +197,7 @@ def main(argv: list[str] | None = None) -> None:
     wanted = arguments.folds or list(folds)
     if set(wanted) - set(folds):
         sys.exit(f"--folds: choose from {', '.join(folds)}")
-    done = {
-        (r["by"], r["held_out"], r["model"], r["seed"]) for r in report.read(out / "trainings.csv")
-    }
+    done = {(r["by"], r["held_out"], r["model"], r["seed"]) for r in read(out / "trainings.csv")}
     missing = []
     for held_out in wanted:
         train, test = folds[held_out]

@@ -22,6 +22,7 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
+from csv_rows import append, read
 from qm9study import report
 from qm9study.training import LABELS, Settings, Training, run
 
@@ -102,7 +103,7 @@ def main(argv: list[str] | None = None) -> int:
         words = argv if argv is not None else sys.argv[1:]
         report.note_command(page, shlex.join(["python", "scripts/studies/qm9.py", *words]))
         failed = train_missing(arguments, page)
-    if report.read(page / "trainings.csv"):
+    if read(page / "trainings.csv"):
         print(report.write_page(page))
     for name in failed:
         print(f"failed: {name}", file=sys.stderr)
@@ -114,8 +115,7 @@ def train_missing(arguments: argparse.Namespace, page: Path) -> list[str]:
     started = time.perf_counter()
     settings = settings_of(arguments)
     done = {
-        (row["target"], row["model"], int(row["seed"])): row
-        for row in report.read(page / "trainings.csv")
+        (row["target"], row["model"], int(row["seed"])): row for row in read(page / "trainings.csv")
     }
     failed = []
     wanted = itertools.product(range(arguments.seeds), arguments.targets, arguments.models)
@@ -133,8 +133,8 @@ def train_missing(arguments: argparse.Namespace, page: Path) -> list[str]:
         if result is None:
             failed.append(training.name)
             continue
-        report.append(page / "trainings.csv", report.TRAININGS, [result["row"]])
-        report.append(page / "curves.csv", report.CURVE, result["curve"])
+        append(page / "trainings.csv", report.TRAININGS, [result["row"]])
+        append(page / "curves.csv", report.CURVE, result["curve"])
         row = result["row"]
         print(
             f"   test MAE {row['test_mae']:.4g} {row['unit']}, {row['epochs']} epochs, "

@@ -56,11 +56,12 @@ def model(
     seed: int = 0,
     conservative: bool = False,
     heads: dict | None = None,
+    base: dict = BACKBONE,
     **changes: Any,
 ) -> ESTHydraModel:
     """A small model in evaluation mode; ``changes`` go into the backbone's configuration."""
     torch.manual_seed(seed)
-    backbone = merge(BACKBONE, changes)
+    backbone = merge(base, changes)
     if conservative:
         backbone["direct_forces"] = False
     made = ESTHydraModel(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from typing import Any
 
 import pytest
@@ -11,9 +12,9 @@ from fairchem.core.common.registry import registry
 
 from est_ocp.cli.parts import count_parts
 from est_ocp.errors import ConfigError, DataError
-from est_ocp.models import ESTHydraModel, ESTNetwork
-from tests.models import systems
-from tests.models.small import CONSERVATIVE, HEADS, merge, outputs
+from est_ocp.models import ESTNetwork
+from tests.models import small, systems
+from tests.models.small import HEADS, outputs
 from tests.tolerances import BF16_RELATIVE, TOL
 
 BACKBONE: dict[str, Any] = {
@@ -41,24 +42,8 @@ BACKBONE: dict[str, Any] = {
 }
 
 
-def model(
-    dtype: torch.dtype = torch.float64,
-    seed: int = 0,
-    conservative: bool = False,
-    heads: dict | None = None,
-    **changes: Any,
-) -> ESTHydraModel:
-    """A small model in evaluation mode; ``changes`` go into the backbone's configuration."""
-    torch.manual_seed(seed)
-    backbone = merge(BACKBONE, changes)
-    if conservative:
-        backbone["direct_forces"] = False
-    made = ESTHydraModel(
-        backbone=backbone,
-        heads=heads or (CONSERVATIVE if conservative else HEADS),
-        pass_through_head_outputs=conservative,
-    )
-    return made.to(dtype).eval()
+#: Like :func:`tests.models.small.model`, of the EST network.
+model = functools.partial(small.model, base=BACKBONE)
 
 
 def slab(dtype: torch.dtype = torch.float64):

@@ -6,15 +6,14 @@ import json
 from pathlib import Path
 
 import numpy as np
+from csv_rows import append, read
 
 from adsorption.report import (
     PREDICTIONS,
     TRAININGS,
-    append,
     by_fold,
     comparison,
     complete_folds,
-    read,
     table,
 )
 from adsorption.training import LABELS, MODELS, TRIVIAL, Settings

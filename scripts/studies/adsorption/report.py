@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 from collections import defaultdict
-from collections.abc import Iterable
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -23,25 +19,6 @@ TRAININGS = (
 )  # fmt: skip
 #: OC20's threshold for an energy within threshold, eV.
 THRESHOLD = 0.02
-
-
-def append(path: Path, columns: Iterable[str], rows: list[dict[str, Any]]) -> None:
-    """Add rows to a CSV file, with a heading where it is new."""
-    new = not path.is_file()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(columns))
-        if new:
-            writer.writeheader()
-        writer.writerows(rows)
-
-
-def read(path: Path) -> list[dict[str, str]]:
-    """Rows of a CSV file; none if it is not there."""
-    if not path.is_file():
-        return []
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def metrics(energy: np.ndarray, prediction: np.ndarray) -> dict[str, float]:

@@ -1,11 +1,10 @@
-"""CSV files, figure and page of the study."""
+"""Columns, figure and page of the study."""
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+
+from csv_rows import read
 
 from est_ocp.errors import ConfigError
 from est_ocp.qm9_targets import TARGETS
@@ -34,25 +33,6 @@ PUBLISHED = {
         "G": 5.50, "H": 3.70, "r2": 0.029, "U": 3.67, "U0": 3.71, "zpve": 1.09,
     },
 }  # fmt: skip
-
-
-def append(path: Path, columns: Iterable[str], rows: list[dict[str, Any]]) -> None:
-    """Add rows to a CSV file, with a heading where it is new."""
-    new = not path.is_file()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(columns))
-        if new:
-            writer.writeheader()
-        writer.writerows(rows)
-
-
-def read(path: Path) -> list[dict[str, str]]:
-    """Rows of a CSV file; none if it is not there."""
-    if not path.is_file():
-        return []
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def targets_of(rows: list[dict[str, str]]) -> list[str]:
