@@ -3,7 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-# Two test processes, one thread each: what two cores carry.
+# Two test processes, one thread each: what two cores carry. Files go out in the order of folders, so that the
+# long ones of tests/cluster begin early.
 TEST_WORKERS ?= 2
 TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
@@ -25,7 +26,7 @@ demo: $(STAMP)
 	$(BIN)/est-ocp demo --out demo
 
 test: $(STAMP)
-	$(TEST_ENV) $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile -rs -m "not slow" tests
+	$(TEST_ENV) $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder -rs -m "not slow" tests
 
 test-slow: $(STAMP)
 	$(TEST_ENV) $(BIN)/python -m pytest -m slow tests
