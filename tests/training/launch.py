@@ -8,9 +8,11 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import patch
 
 from fairchem.core._cli import main
 from fairchem.core.common import distutils
+from fairchem.core.launchers import slurm_launch
 from hydra.core.global_hydra import GlobalHydra
 
 from est_ocp.data import load_demo_frames, write_oc20_lmdb
@@ -54,12 +56,17 @@ def write_tiny_is2re(folder: Path) -> Path:
 
 
 def train(config: Path, *overrides: str) -> None:
-    """Run ``fairchem --config`` in this process."""
+    """Run ``fairchem --config`` in this process, without its report on the environment.
+
+    The report lists all installed packages and takes seconds; trainings that tests start as
+    commands write it.
+    """
     handlers = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)}
     distutils.cleanup()
     GlobalHydra.instance().clear()
     try:
-        main(argparse.Namespace(config=str(config)), list(overrides))
+        with patch.object(slurm_launch, "write_environment_report"):
+            main(argparse.Namespace(config=str(config)), list(overrides))
     finally:
         distutils.cleanup()
         for number, handler in handlers.items():
