@@ -4,35 +4,26 @@ from __future__ import annotations
 
 import csv
 import importlib
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
 from tests.tolerances import STRICT
 
-STUDIES = Path(__file__).parents[2] / "scripts" / "studies"
+
+@pytest.fixture(scope="module")
+def study(parts):
+    return parts("expressiveness")
 
 
 @pytest.fixture(scope="module")
-def study():
-    """The script as a module, its parts importable as when it is run."""
-    sys.path.insert(0, str(STUDIES))
-    try:
-        yield importlib.import_module("expressiveness")
-    finally:
-        sys.path.remove(str(STUDIES))
+def training(parts):
+    return parts("folds.training")
 
 
 @pytest.fixture(scope="module")
-def training(study):
-    return importlib.import_module("folds.training")
-
-
-@pytest.fixture(scope="module")
-def structures(study):
-    return importlib.import_module("folds.structures")
+def structures(parts):
+    return parts("folds.structures")
 
 
 def result(training, *arguments, epochs: int = 60, **options) -> dict:

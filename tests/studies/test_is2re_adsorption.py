@@ -7,7 +7,6 @@ import dataclasses
 import importlib
 import json
 import math
-import sys
 import time
 from pathlib import Path
 
@@ -18,22 +17,15 @@ from ase.data import covalent_radii
 from est_ocp.data import OC20LmdbDataset, write_oc20_lmdb
 from est_ocp.errors import DataError
 
-STUDIES = Path(__file__).parents[2] / "scripts" / "studies"
+
+@pytest.fixture(scope="module")
+def study(parts):
+    return parts("is2re_adsorption")
 
 
 @pytest.fixture(scope="module")
-def study():
-    """The script as a module, its parts importable as when it is run."""
-    sys.path.insert(0, str(STUDIES))
-    try:
-        yield importlib.import_module("is2re_adsorption")
-    finally:
-        sys.path.remove(str(STUDIES))
-
-
-@pytest.fixture(scope="module")
-def structures(study):
-    return importlib.import_module("adsorption.structures")
+def structures(parts):
+    return parts("adsorption.structures")
 
 
 def nested(entries: dict[tuple[str, str, str, str], object]) -> dict:

@@ -3,28 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import json
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from est_ocp.sphere.legendre import design_energy
-
-STUDIES = Path(__file__).parents[2] / "scripts" / "studies"
-
-
-@pytest.fixture(scope="module")
-def parts():
-    """Function that imports a part of the study, as when its script is run."""
-    sys.path.insert(0, str(STUDIES))
-    try:
-        yield lambda name: importlib.import_module(name)
-    finally:
-        sys.path.remove(str(STUDIES))
 
 
 @pytest.fixture(scope="module")

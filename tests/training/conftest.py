@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tests.studies.parts import parts
 from tests.training.fixtures import (
     tiny_data,
     tiny_is2re,
@@ -10,4 +11,4 @@ from tests.training.fixtures import (
     tiny_run,
 )
 
-__all__ = ["tiny_data", "tiny_is2re", "tiny_is2re_run", "tiny_is2rs_run", "tiny_run"]
+__all__ = ["parts", "tiny_data", "tiny_is2re", "tiny_is2re_run", "tiny_is2rs_run", "tiny_run"]

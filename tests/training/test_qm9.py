@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import importlib
 import json
 import math
 import re
@@ -28,7 +27,6 @@ from tests.training.launch import CONFIGS, train
 
 FOLDER = CONFIGS / "qm9"
 ENTRIES = sorted(FOLDER.glob("*.yml"))
-STUDIES = CONFIGS.parent / "scripts" / "studies"
 NORMALIZERS = yaml.safe_load((resources.files("est_ocp.configs") / "data/qm9.yaml").read_text())
 PAGE = (CONFIGS.parent / "docs" / "qm9.md").read_text()
 
@@ -179,13 +177,8 @@ def test_a_budget_needs_the_schedule_of_time(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def study():
-    """The script as a module, its parts importable as when it is run."""
-    sys.path.insert(0, str(STUDIES))
-    try:
-        yield importlib.import_module("qm9")
-    finally:
-        sys.path.remove(str(STUDIES))
+def study(parts):
+    return parts("qm9")
 
 
 def test_the_study_runs_in_seconds_and_writes_its_page(study, tmp_path):
