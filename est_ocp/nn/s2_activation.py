@@ -53,6 +53,30 @@ def activation_matrices(
     return to_points, from_points
 
 
+def plain_silu_on_points(
+    scalars: torch.Tensor, x: torch.Tensor, to_points: torch.Tensor, from_points: torch.Tensor
+) -> torch.Tensor:
+    """Reference of :func:`est_ocp.nn.triton.silu_on_points.silu_on_points`, which runs everywhere.
+
+    Parameters
+    ----------
+    scalars : Tensor [E, C]
+        SiLU of them is the first row of the result.
+    x : Tensor [E, R, C]
+    to_points : Tensor [S, R]
+    from_points : Tensor [R_out - 1, S]
+        Used in the type of `x`.
+
+    Returns
+    -------
+    Tensor [E, R_out, C]
+    """
+    values = functional.silu(torch.matmul(to_points.to(x.dtype), x))
+    tensors = torch.matmul(from_points.to(values.dtype), values)
+    gated = functional.silu(scalars).unsqueeze(1).to(tensors.dtype)
+    return torch.cat((gated, tensors), dim=1)
+
+
 class SeparableS2Activation(ConstantBuffers):
     """SiLU of the function on the sphere that the features describe, scalars apart.
 
@@ -119,19 +143,11 @@ class SeparableS2Activation(ConstantBuffers):
         -------
         Tensor [E, R_out, C]
         """
-        tensors = self._on_points(x)
-        gated = functional.silu(scalars).unsqueeze(1).to(tensors.dtype)
-        return torch.cat((gated, tensors), dim=1)
-
-    def _on_points(self, x: torch.Tensor) -> torch.Tensor:
-        """Evaluate ``x`` [E, R, C], apply SiLU and project back: [E, R_out - 1, C]."""
-        to_points, from_points = self.to_points_matrix.to(x.dtype), self.from_points_matrix
         if self.fused and can_fuse(x):
             from est_ocp.nn.triton.silu_on_points import silu_on_points
 
-            return silu_on_points(x, to_points, from_points.to(x.dtype))
-        values = functional.silu(torch.matmul(to_points, x))
-        return torch.matmul(from_points.to(values.dtype), values)
+            return silu_on_points(scalars, x, self.to_points_matrix, self.from_points_matrix)
+        return plain_silu_on_points(scalars, x, self.to_points_matrix, self.from_points_matrix)
 
     def extra_repr(self) -> str:
         return (

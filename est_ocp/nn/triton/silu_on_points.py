@@ -1,151 +1,402 @@
 """SiLU of a function on the sphere, from coefficients to coefficients, fused.
 
 The values at the points, several times larger than the coefficients, stay in registers; the
-backward pass computes them again.
+backward pass computes them again. Where ``h`` is half a value, ``silu = h + h tanh(h)``: half
+the matrix to the points is what the kernels multiply by, and one instruction gives ``tanh``.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from est_ocp.nn.triton.support import block_size
+from est_ocp.nn.triton.support import SMALLEST_BLOCK, block_size
+
+#: How the kernels compute tanh: in Triton's own functions (interpreter, other vendors' GPUs), by
+#: the approximate exponential and reciprocal (error 1e-7), or by one instruction (5e-4, which is
+#: below the rounding of bfloat16 products).
+PORTABLE, EXPONENTIAL, INSTRUCTION = range(3)
+
+#: Programs that fill the largest GPUs several times over.
+ENOUGH_PROGRAMS = 2048
 
 
 @triton.jit
-def _load_matrix(ptr, num_rows, num_columns, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr):
-    rows = tl.arange(0, BLOCK_R)[:, None]
-    columns = tl.arange(0, BLOCK_C)[None, :]
-    return tl.load(
-        ptr + rows * num_columns + columns,
-        mask=(rows < num_rows) & (columns < num_columns),
+def _tanh(h, TANH: tl.constexpr):
+    if TANH == 2:
+        return tl.inline_asm_elementwise(
+            "tanh.approx.f32 $0, $1;", "=f,f", [h], dtype=tl.float32, is_pure=True, pack=1
+        )
+    if TANH == 1:
+        return tl.inline_asm_elementwise(
+            """
+            {
+            .reg .f32 e;
+            mul.f32 e, $1, 0fC038AA3B;
+            ex2.approx.ftz.f32 e, e;
+            add.f32 e, e, 0f3F800000;
+            rcp.approx.ftz.f32 e, e;
+            fma.rn.f32 $0, e, 0f40000000, 0fBF800000;
+            }
+            """,
+            "=f,f",
+            [h],
+            dtype=tl.float32,
+            is_pure=True,
+            pack=1,
+        )
+    return 2.0 * tl.sigmoid(2.0 * h) - 1.0
+
+
+@triton.jit
+def _points(
+    matrix_ptr, row_stride, column_stride, num_rows, num_points, first_row, START: tl.constexpr,
+    ROWS: tl.constexpr, POINTS: tl.constexpr, factor: tl.constexpr, dtype: tl.constexpr,
+):  # fmt: skip
+    """Columns of a matrix [rows, points]: those of the points from START on.
+
+    Row r of the block is row ``r - first_row`` of the matrix, or zero.
+    """
+    rows = tl.arange(0, ROWS)[:, None] - first_row
+    points = START + tl.arange(0, POINTS)[None, :]
+    matrix = tl.load(
+        matrix_ptr + rows * row_stride + points * column_stride,
+        mask=(rows >= 0) & (rows < num_rows) & (points < num_points),
         other=0.0,
     )
+    return (matrix * factor).to(dtype)
 
 
 @triton.jit
-def _offsets(channels, size, num_rows, BLOCK_M: tl.constexpr, BLOCK_R: tl.constexpr):
-    """Where the rows of a block of (edge, channel) pairs lie in a tensor [E, num_rows, C]."""
-    m = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
-    rows = tl.arange(0, BLOCK_R)
-    where = (m // channels)[:, None] * num_rows * channels + rows[None, :] * channels
-    where += (m % channels)[:, None]
-    return where, (m[:, None] < size) & (rows[None, :] < num_rows)
+def _activate(out, x, to_points, from_points, TANH: tl.constexpr):
+    h = tl.dot(x, to_points)
+    h += h * _tanh(h, TANH)
+    return tl.dot(h.to(x.dtype), tl.trans(from_points), out)
+
+
+@triton.jit
+def _differentiate(out, x, grad, to_points, from_points, TANH: tl.constexpr):
+    h = tl.dot(x, to_points)
+    t = _tanh(h, TANH)
+    grad = tl.dot(grad, from_points)
+    # Twice the derivative of SiLU is 1 + t + h (1 - t^2); the matrix is halved.
+    values = grad + grad * (t + h * (1.0 - t * t))
+    return tl.dot(values.to(x.dtype), tl.trans(to_points), out)
 
 
 @triton.jit
 def _forward_kernel(
-    x_ptr, to_ptr, from_ptr, out_ptr, size, channels, num_in, num_out, num_points,
-    BLOCK_M: tl.constexpr, BLOCK_IN: tl.constexpr, BLOCK_OUT: tl.constexpr, BLOCK_S: tl.constexpr,
+    scalars_ptr, x_ptr, to_ptr, from_ptr, out_ptr, num_edges, scalars_stride, channels, num_in,
+    num_out, num_points, tiles, EDGES: tl.constexpr, CHANNELS: tl.constexpr, IN: tl.constexpr,
+    OUT: tl.constexpr, P0: tl.constexpr, P1: tl.constexpr, P2: tl.constexpr, P3: tl.constexpr,
+    TANH: tl.constexpr,
 ):  # fmt: skip
-    """Rows are (edge, channel) pairs: ``out = silu(x T) F`` with T [in, S] and F [S, out]."""
-    where, mask = _offsets(channels, size, num_in, BLOCK_M, BLOCK_IN)
-    x = tl.load(x_ptr + where, mask=mask, other=0.0)
-    to_points = _load_matrix(to_ptr, num_in, num_points, BLOCK_IN, BLOCK_S)
-    from_points = _load_matrix(from_ptr, num_points, num_out, BLOCK_S, BLOCK_OUT)
-    values = tl.dot(x, to_points)
-    values = values * tl.sigmoid(values)
-    out = tl.dot(values.to(x.dtype), from_points)
-    where, mask = _offsets(channels, size, num_out, BLOCK_M, BLOCK_OUT)
-    tl.store(out_ptr + where, out.to(out_ptr.dtype.element_ty), mask=mask)
+    """``out = silu(x T) F`` on rows of (edge, channel), with ``silu(scalars)`` as first column.
+
+    The points are taken in up to four blocks of P0, P1, ... points: a power of two each.
+    """
+    kind: tl.constexpr = x_ptr.dtype.element_ty
+    to0 = _points(to_ptr, 1, num_in, num_in, num_points, 0, 0, IN, P0, 0.5, kind)
+    from0 = _points(from_ptr, num_points, 1, num_out - 1, num_points, 1, 0, OUT, P0, 1.0, kind)
+    if P1 > 0:
+        to1 = _points(to_ptr, 1, num_in, num_in, num_points, 0, P0, IN, P1, 0.5, kind)
+        from1 = _points(from_ptr, num_points, 1, num_out - 1, num_points, 1, P0, OUT, P1, 1.0, kind)
+    if P2 > 0:
+        to2 = _points(to_ptr, 1, num_in, num_in, num_points, 0, P0 + P1, IN, P2, 0.5, kind)
+        from2 = _points(
+            from_ptr, num_points, 1, num_out - 1, num_points, 1, P0 + P1, OUT, P2, 1.0, kind
+        )
+    if P3 > 0:
+        to3 = _points(to_ptr, 1, num_in, num_in, num_points, 0, P0 + P1 + P2, IN, P3, 0.5, kind)
+        from3 = _points(
+            from_ptr, num_points, 1, num_out - 1, num_points, 1, P0 + P1 + P2, OUT, P3, 1.0, kind
+        )
+    m = tl.arange(0, EDGES * CHANNELS)
+    edge = m // CHANNELS
+    c = m % CHANNELS + tl.program_id(1) * CHANNELS
+    rows_in = tl.arange(0, IN)[None, :]
+    rows_out = tl.arange(0, OUT)[None, :]
+    for tile in range(tiles):
+        first = (tl.program_id(0) * tiles + tile) * EDGES
+        start = first.to(tl.int64)
+        mask = (first + edge < num_edges) & (c < channels)
+        x = tl.load(
+            x_ptr + start * num_in * channels
+            + ((edge * num_in * channels + c)[:, None] + rows_in * channels),
+            mask=mask[:, None] & (rows_in < num_in),
+            other=0.0,
+        )  # fmt: skip
+        scalars = tl.load(
+            scalars_ptr + start * scalars_stride + (edge * scalars_stride + c), mask=mask, other=0.0
+        ).to(tl.float32)
+        scalars = scalars * tl.sigmoid(scalars)
+        out = tl.zeros((EDGES * CHANNELS, OUT), tl.float32)
+        out = _activate(out, x, to0, from0, TANH)
+        if P1 > 0:
+            out = _activate(out, x, to1, from1, TANH)
+        if P2 > 0:
+            out = _activate(out, x, to2, from2, TANH)
+        if P3 > 0:
+            out = _activate(out, x, to3, from3, TANH)
+        out = tl.where(rows_out == 0, scalars[:, None], out)
+        tl.store(
+            out_ptr + start * num_out * channels
+            + ((edge * num_out * channels + c)[:, None] + rows_out * channels),
+            out.to(kind),
+            mask=mask[:, None] & (rows_out < num_out),
+        )  # fmt: skip
 
 
 @triton.jit
 def _backward_kernel(
-    x_ptr, grad_ptr, to_ptr, from_ptr, out_ptr, size, channels, num_in, num_out, num_points,
-    BLOCK_M: tl.constexpr, BLOCK_IN: tl.constexpr, BLOCK_OUT: tl.constexpr, BLOCK_S: tl.constexpr,
+    grad_ptr, scalars_ptr, x_ptr, to_ptr, from_ptr, grad_scalars_ptr, out_ptr, num_edges,
+    scalars_stride, channels, num_in, num_out, num_points, tiles, EDGES: tl.constexpr,
+    CHANNELS: tl.constexpr, IN: tl.constexpr, OUT: tl.constexpr, P0: tl.constexpr,
+    P1: tl.constexpr, P2: tl.constexpr, P3: tl.constexpr, TANH: tl.constexpr,
 ):  # fmt: skip
-    """Gradient of the input: ``(grad F^T * silu'(x T)) T^T``."""
-    where_in, mask_in = _offsets(channels, size, num_in, BLOCK_M, BLOCK_IN)
-    where_out, mask_out = _offsets(channels, size, num_out, BLOCK_M, BLOCK_OUT)
-    x = tl.load(x_ptr + where_in, mask=mask_in, other=0.0)
-    grad = tl.load(grad_ptr + where_out, mask=mask_out, other=0.0)
-    to_points = _load_matrix(to_ptr, num_in, num_points, BLOCK_IN, BLOCK_S)
-    from_points = _load_matrix(from_ptr, num_points, num_out, BLOCK_S, BLOCK_OUT)
-    values = tl.dot(x, to_points)
-    sigmoid = tl.sigmoid(values)
-    slope = sigmoid * (1.0 + values * (1.0 - sigmoid))
-    grad_values = tl.dot(grad, tl.trans(from_points)) * slope
-    out = tl.dot(grad_values.to(x.dtype), tl.trans(to_points))
-    tl.store(out_ptr + where_in, out.to(out_ptr.dtype.element_ty), mask=mask_in)
+    """Gradients: ``(grad F^T * silu'(x T)) T^T``, and the first column's for the scalars."""
+    kind: tl.constexpr = x_ptr.dtype.element_ty
+    to0 = _points(to_ptr, 1, num_in, num_in, num_points, 0, 0, IN, P0, 0.5, kind)
+    from0 = _points(from_ptr, num_points, 1, num_out - 1, num_points, 1, 0, OUT, P0, 1.0, kind)
+    if P1 > 0:
+        to1 = _points(to_ptr, 1, num_in, num_in, num_points, 0, P0, IN, P1, 0.5, kind)
+        from1 = _points(from_ptr, num_points, 1, num_out - 1, num_points, 1, P0, OUT, P1, 1.0, kind)
+    if P2 > 0:
+        to2 = _points(to_ptr, 1, num_in, num_in, num_points, 0, P0 + P1, IN, P2, 0.5, kind)
+        from2 = _points(
+            from_ptr, num_points, 1, num_out - 1, num_points, 1, P0 + P1, OUT, P2, 1.0, kind
+        )
+    if P3 > 0:
+        to3 = _points(to_ptr, 1, num_in, num_in, num_points, 0, P0 + P1 + P2, IN, P3, 0.5, kind)
+        from3 = _points(
+            from_ptr, num_points, 1, num_out - 1, num_points, 1, P0 + P1 + P2, OUT, P3, 1.0, kind
+        )
+    m = tl.arange(0, EDGES * CHANNELS)
+    edge = m // CHANNELS
+    c = m % CHANNELS + tl.program_id(1) * CHANNELS
+    rows_in = tl.arange(0, IN)[None, :]
+    rows_out = tl.arange(0, OUT)[None, :]
+    for tile in range(tiles):
+        first = (tl.program_id(0) * tiles + tile) * EDGES
+        start = first.to(tl.int64)
+        mask = (first + edge < num_edges) & (c < channels)
+        where_in = start * num_in * channels
+        offsets_in = (edge * num_in * channels + c)[:, None] + rows_in * channels
+        mask_in = mask[:, None] & (rows_in < num_in)
+        x = tl.load(x_ptr + where_in + offsets_in, mask=mask_in, other=0.0)
+        where_out = grad_ptr + start * num_out * channels
+        offsets_out = edge * num_out * channels + c
+        grad = tl.load(
+            where_out + (offsets_out[:, None] + rows_out * channels),
+            mask=mask[:, None] & (rows_out > 0) & (rows_out < num_out),
+            other=0.0,
+        )
+        scalars = tl.load(
+            scalars_ptr + start * scalars_stride + (edge * scalars_stride + c), mask=mask, other=0.0
+        ).to(tl.float32)
+        sigmoid = tl.sigmoid(scalars)
+        slope = sigmoid * (1.0 + scalars * (1.0 - sigmoid))
+        grad_scalars = tl.load(where_out + offsets_out, mask=mask, other=0.0).to(tl.float32) * slope
+        tl.store(
+            grad_scalars_ptr + start * channels + (edge * channels + c),
+            grad_scalars.to(grad_scalars_ptr.dtype.element_ty),
+            mask=mask,
+        )
+        out = tl.zeros((EDGES * CHANNELS, IN), tl.float32)
+        out = _differentiate(out, x, grad, to0, from0, TANH)
+        if P1 > 0:
+            out = _differentiate(out, x, grad, to1, from1, TANH)
+        if P2 > 0:
+            out = _differentiate(out, x, grad, to2, from2, TANH)
+        if P3 > 0:
+            out = _differentiate(out, x, grad, to3, from3, TANH)
+        tl.store(out_ptr + where_in + offsets_in, out.to(kind), mask=mask_in)
 
 
-def _launch_arguments(
-    x: Tensor, num_out: int, num_points: int
-) -> tuple[tuple[int], dict[str, int]]:
-    blocks = {
-        "BLOCK_M": 64,
-        "BLOCK_IN": block_size(x.shape[1]),
-        "BLOCK_OUT": block_size(num_out),
-        "BLOCK_S": block_size(num_points),
-    }
-    return (triton.cdiv(x.shape[0] * x.shape[2], blocks["BLOCK_M"]),), blocks
-
-
-@torch.library.custom_op("est_ocp::silu_on_points", mutates_args=())
-def silu_on_points(x: Tensor, to_points: Tensor, from_points: Tensor) -> Tensor:
-    """Evaluate on points, apply SiLU, project back.
+@dataclass(frozen=True)
+class Settings:
+    """How the kernels are launched.
 
     Parameters
     ----------
+    rows : int
+        Rows, of (edge, channel), that a program works on at once; a power of two, at least 16.
+    tiles : int
+        Times that a program does so, at most, with the matrices kept; fewer where that would
+        leave a GPU without work.
+    points : int
+        Points at once, at most; a power of two, at least 16.
+    num_warps, num_stages : int
+        Triton's options.
+    tanh : int
+        One of `PORTABLE`, `EXPONENTIAL` and `INSTRUCTION`.
+    """
+
+    rows: int
+    tiles: int
+    points: int
+    num_warps: int
+    num_stages: int
+    tanh: int
+
+
+def default_settings(dtype: torch.dtype, backward: bool) -> Settings:
+    """Settings for features of a type, where the caller gives none."""
+    compiled = isinstance(_forward_kernel, triton.JITFunction) and torch.version.hip is None
+    tanh = PORTABLE
+    if compiled:
+        tanh = INSTRUCTION if dtype == torch.bfloat16 else EXPONENTIAL
+    rows = 64 if backward or dtype == torch.float32 else 128
+    return Settings(rows=rows, tiles=16, points=64, num_warps=4, num_stages=2, tanh=tanh)
+
+
+def point_blocks(num_points: int, largest: int) -> tuple[int, int, int, int]:
+    """Split points into four powers of two, most of them 0, with little padding.
+
+    Blocks are at least `SMALLEST_BLOCK` or 0, and at most `largest` unless four of them are too
+    few for all points.
+    """
+    while 4 * largest < num_points:
+        largest *= 2
+    blocks, left = [], num_points
+    for _ in range(3):
+        whole = -(-left // SMALLEST_BLOCK) * SMALLEST_BLOCK
+        blocks.append(min(largest, 1 << (whole.bit_length() - 1)) if left > 0 else 0)
+        left -= blocks[-1]
+    first, second, third = blocks
+    return first, second, third, block_size(left) if left > 0 else 0
+
+
+def _launch(
+    x: Tensor, num_out: int, num_points: int, settings: Settings
+) -> tuple[tuple[int, int], int, dict[str, int]]:
+    """Grid, tiles of a program, blocks and options."""
+    channels = min(settings.rows, block_size(x.shape[2]))
+    edges = settings.rows // channels
+    num_tiles = triton.cdiv(x.shape[0], edges)
+    tiles = max(1, min(settings.tiles, num_tiles // ENOUGH_PROGRAMS))
+    grid = (triton.cdiv(num_tiles, tiles), triton.cdiv(x.shape[2], channels))
+    blocks = dict(
+        zip(("P0", "P1", "P2", "P3"), point_blocks(num_points, settings.points), strict=True)
+    )
+    return (
+        grid,
+        tiles,
+        blocks
+        | {
+            "EDGES": edges,
+            "CHANNELS": channels,
+            "IN": block_size(x.shape[1]),
+            "OUT": block_size(num_out),
+            "TANH": settings.tanh,
+            "num_warps": settings.num_warps,
+            "num_stages": settings.num_stages,
+        },
+    )
+
+
+def forward(
+    scalars: Tensor, x: Tensor, to_points: Tensor, from_points: Tensor, settings: Settings
+) -> Tensor:
+    """:func:`silu_on_points` with given settings, without derivatives."""
+    x, scalars = x.contiguous(), _unit_stride(scalars)
+    to_points, from_points = to_points.contiguous(), from_points.contiguous()
+    num_out, num_points = from_points.shape[0] + 1, from_points.shape[1]
+    out = x.new_empty(x.shape[0], num_out, x.shape[2])
+    if out.numel():
+        grid, tiles, options = _launch(x, num_out, num_points, settings)
+        _forward_kernel[grid](
+            scalars, x, to_points, from_points, out, x.shape[0], scalars.stride(0), x.shape[2],
+            x.shape[1], num_out, num_points, tiles, **options,
+        )  # fmt: skip
+    return out
+
+
+def backward(
+    grad: Tensor,
+    scalars: Tensor,
+    x: Tensor,
+    to_points: Tensor,
+    from_points: Tensor,
+    settings: Settings,
+) -> tuple[Tensor, Tensor]:
+    """:func:`silu_on_points_backward` with given settings."""
+    x, scalars, grad = x.contiguous(), _unit_stride(scalars), grad.to(x.dtype).contiguous()
+    to_points, from_points = to_points.contiguous(), from_points.contiguous()
+    num_out, num_points = from_points.shape[0] + 1, from_points.shape[1]
+    grad_scalars = scalars.new_empty(scalars.shape)
+    out = torch.empty_like(x)
+    if out.numel():
+        grid, tiles, options = _launch(x, num_out, num_points, settings)
+        _backward_kernel[grid](
+            grad, scalars, x, to_points, from_points, grad_scalars, out, x.shape[0],
+            scalars.stride(0), x.shape[2], x.shape[1], num_out, num_points, tiles, **options,
+        )  # fmt: skip
+    return grad_scalars, out
+
+
+def _unit_stride(scalars: Tensor) -> Tensor:
+    """Rows may lie apart, as those of a slice of the channels do; channels may not."""
+    return scalars if scalars.stride(-1) == 1 else scalars.contiguous()
+
+
+@torch.library.custom_op("est_ocp::silu_on_points", mutates_args=())
+def silu_on_points(scalars: Tensor, x: Tensor, to_points: Tensor, from_points: Tensor) -> Tensor:
+    """Evaluate on points, apply SiLU, project back; scalars apart.
+
+    Parameters
+    ----------
+    scalars : Tensor [E, C]
+        SiLU of them is the first row of the result.
     x : Tensor [E, R, C]
     to_points : Tensor [S, R]
-    from_points : Tensor [R_out, S]
-        Both in the type of `x`; they get no gradients.
+    from_points : Tensor [R_out - 1, S]
+        Rounded to the type of `x` in the kernel; they get no gradients.
 
     Returns
     -------
     Tensor [E, R_out, C]
+        In the type of `x`.
     """
-    x = x.contiguous()
-    to_matrix, from_matrix = to_points.t().contiguous(), from_points.t().contiguous()
-    num_out, num_points = from_points.shape
-    out = x.new_empty(x.shape[0], num_out, x.shape[2])
-    if x.shape[0]:
-        grid, blocks = _launch_arguments(x, num_out, num_points)
-        _forward_kernel[grid](
-            x, to_matrix, from_matrix, out, x.shape[0] * x.shape[2], x.shape[2], x.shape[1],
-            num_out, num_points, num_warps=4, **blocks,
-        )  # fmt: skip
-    return out
+    return forward(scalars, x, to_points, from_points, default_settings(x.dtype, backward=False))
 
 
 @torch.library.custom_op("est_ocp::silu_on_points_backward", mutates_args=())
 def silu_on_points_backward(
-    grad: Tensor, x: Tensor, to_points: Tensor, from_points: Tensor
-) -> Tensor:
-    """Gradient [E, R, C] of :func:`silu_on_points` from that of its result [E, R_out, C]."""
-    x, grad = x.contiguous(), grad.to(x.dtype).contiguous()
-    to_matrix, from_matrix = to_points.t().contiguous(), from_points.t().contiguous()
-    num_out, num_points = from_points.shape
-    out = torch.empty_like(x)
-    if x.shape[0]:
-        grid, blocks = _launch_arguments(x, num_out, num_points)
-        _backward_kernel[grid](
-            x, grad, to_matrix, from_matrix, out, x.shape[0] * x.shape[2], x.shape[2], x.shape[1],
-            num_out, num_points, num_warps=4, **blocks,
-        )  # fmt: skip
-    return out
+    grad: Tensor, scalars: Tensor, x: Tensor, to_points: Tensor, from_points: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Gradients of :func:`silu_on_points` from that of its result [E, R_out, C].
+
+    Returns
+    -------
+    grad_scalars : Tensor [E, C]
+    grad_x : Tensor [E, R, C]
+    """
+    settings = default_settings(x.dtype, backward=True)
+    return backward(grad, scalars, x, to_points, from_points, settings)
 
 
 @silu_on_points.register_fake
-def _(x, to_points, from_points):
-    return x.new_empty(x.shape[0], from_points.shape[0], x.shape[2])
+def _(scalars, x, to_points, from_points):
+    return x.new_empty(x.shape[0], from_points.shape[0] + 1, x.shape[2])
 
 
 @silu_on_points_backward.register_fake
-def _(grad, x, to_points, from_points):
-    return torch.empty_like(x, memory_format=torch.contiguous_format)
+def _(grad, scalars, x, to_points, from_points):
+    grad_x = torch.empty_like(x, memory_format=torch.contiguous_format)
+    return scalars.new_empty(scalars.shape), grad_x
 
 
 def _keep(ctx, inputs, output):
     ctx.save_for_backward(*inputs)
 
 
-def _differentiate(ctx, grad):
-    return silu_on_points_backward(grad, *ctx.saved_tensors), None, None
+def _backward(ctx, grad):
+    return *silu_on_points_backward(grad, *ctx.saved_tensors), None, None
 
 
-silu_on_points.register_autograd(_differentiate, setup_context=_keep)
+silu_on_points.register_autograd(_backward, setup_context=_keep)

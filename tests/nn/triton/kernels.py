@@ -16,10 +16,9 @@ if not torch.cuda.is_available():
 
 from est_ocp.nn.edge_rotation import edge_order, rotate_to_frames, sum_from_frames
 from est_ocp.nn.triton.edge_rotation import from_frames, to_frames
-from est_ocp.nn.triton.silu_on_points import silu_on_points
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-NODES, EDGES, ROWS, COEFFICIENTS, CHANNELS, POINTS = 4, 9, 5, 9, 20, 26
+NODES, EDGES, ROWS, COEFFICIENTS, CHANNELS = 4, 9, 5, 9, 20
 
 
 def report(name: str, out: torch.Tensor, expected: torch.Tensor) -> None:
@@ -40,7 +39,7 @@ def compare(name: str, fused, plain, x: torch.Tensor) -> None:
 
 
 def main(dtype: torch.dtype) -> None:
-    """Compare the three operations in one precision."""
+    """Compare both operations in one precision."""
     torch.manual_seed(0)
     torch.backends.cuda.matmul.allow_tf32 = True
     kind = {"device": DEVICE, "dtype": dtype}
@@ -58,14 +57,6 @@ def main(dtype: torch.dtype) -> None:
         "from_frames",
         lambda messages: from_frames(messages, wigner, *last),
         lambda messages: sum_from_frames(messages, wigner, edge_index, NODES),
-        torch.randn(EDGES, ROWS, CHANNELS, **kind),
-    )
-    to_points = torch.randn(POINTS, ROWS, **kind) / 4
-    from_points = torch.randn(ROWS - 1, POINTS, **kind) / 10
-    compare(
-        "silu_on_points",
-        lambda x: silu_on_points(x, to_points, from_points),
-        lambda x: from_points @ torch.nn.functional.silu(to_points @ x),
         torch.randn(EDGES, ROWS, CHANNELS, **kind),
     )
     none = torch.empty(2, 0, dtype=torch.long, device=DEVICE)

@@ -11,7 +11,7 @@ import torch
 
 pytest.importorskip("triton", reason="the fused kernels need Triton")
 
-OPERATIONS = ("to_frames", "from_frames", "silu_on_points")
+OPERATIONS = ("to_frames", "from_frames")
 #: TF32 products on a GPU round to 10 bits; the interpreter computes in float32.
 ROUNDING = {
     "float32": 3e-3 if torch.cuda.is_available() else 1e-5,
