@@ -25,7 +25,7 @@ def test_the_example_runs():
 
 
 def test_the_command_prints_the_table():
-    (command,) = re.findall(r"python (scripts/benchmarks/est_message_cost\.py)", PAGE)
+    (command,) = re.findall(r"python (benchmarks/est_message_cost\.py)", PAGE)
     options = [command, "--molecules", "1", "--repeats", "1"]
     done = subprocess.run(
         [sys.executable, *options], cwd=ROOT, capture_output=True, text=True, timeout=300

@@ -1,6 +1,6 @@
 """Time and memory of one EST message layer on a batch of molecules of QM9's size.
 
-    python scripts/benchmarks/est_message_cost.py --molecules 16
+    python benchmarks/est_message_cost.py --molecules 16
 
 Compares the block with the same function computed plainly (values at all points for every edge),
 with Equiformer's graph attention and with the EST update. Memory is what autograd keeps for the

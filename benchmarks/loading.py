@@ -1,6 +1,6 @@
 """How fast batches come from an OC20 LMDB, by the number of loader processes, as JSON lines.
 
-    python scripts/benchmarks/loading.py --workers 0 1 2 4
+    python benchmarks/loading.py --workers 1 2 4 --csv
 
 Writes random slabs of OC20's sizes into a temporary LMDB and reads them in random order through
 the loader that training uses. "graphs" says whether the loader's processes also built the radius
@@ -13,13 +13,18 @@ import argparse
 import functools
 import json
 import os
+import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import hydra
 import numpy as np
+import torch
 from hydra import compose, initialize_config_module
+from measuring.machine import facts
+from measuring.records import CsvFile
 from slabs import random_slab
 
 from est_ocp.data import (
@@ -49,14 +54,26 @@ def write(folder: Path, frames: int) -> float:
     return atoms / frames
 
 
-def main() -> None:
+#: Columns of the CSV file.
+COLUMNS = (
+    "cores", "batch", "workers", "graphs", "frames_s", "atoms_s", "card", "torch", "triton",
+    "fairchem", "date",
+)  # fmt: skip
+
+
+def main(argv: Sequence[str] | None = None) -> None:
     """Measure every number of processes, without and with graphs."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2, 4])
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--frames", type=int, default=1024)
     parser.add_argument("--model", default="est_s2ef_8layer", help="config of the group `model`")
-    arguments = parser.parse_args()
+    parser.add_argument("--out", type=Path, default=Path("runs/benchmarks"), help="folder")
+    parser.add_argument("--csv", action="store_true", help="write OUT/speed_loading.csv too")
+    arguments = parser.parse_args(argv)
+    file = CsvFile(arguments.out / "speed_loading.csv", COLUMNS) if arguments.csv else None
+    # Loading is the processor's; the card only says which machine this was.
+    machine = facts("cuda" if torch.cuda.is_available() else "cpu")
     with initialize_config_module("est_ocp.configs", version_base=None):
         cfg = compose("train_s2ef", [f"model={arguments.model}", "cluster=local_cpu"])
     tasks = [hydra.utils.instantiate(task) for task in cfg.task_list]
@@ -85,7 +102,11 @@ def main() -> None:
                 rate = count / min(times[1:])
                 row = {"cores": len(os.sched_getaffinity(0)), "batch": arguments.batch}
                 row |= {"workers": workers, "graphs": graphs, "frames_s": round(rate, 1)}
-                print(json.dumps(row | {"atoms_s": round(rate * atoms)}), flush=True)
+                row["atoms_s"] = round(rate * atoms)
+                print(json.dumps(row), flush=True)
+                print(f"{workers} workers, graphs {graphs}: done", file=sys.stderr, flush=True)
+                if file is not None:
+                    file.add(row | machine)
 
 
 if __name__ == "__main__":

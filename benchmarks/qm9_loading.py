@@ -1,6 +1,6 @@
 """Molecules a second that a loader of QM9 delivers, by the number of its processes.
 
-    python scripts/benchmarks/qm9_loading.py --workers 0 1 2
+    python benchmarks/qm9_loading.py --workers 0 1 2
 
 Without --data it writes the embedded molecules into a temporary folder.
 """

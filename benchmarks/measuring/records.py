@@ -1,0 +1,72 @@
+"""Rows of figures as CSV files."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+#: Columns of the table of goals.
+COLUMNS = (
+    "name", "model", "mode", "precision", "batch", "compiled", "atoms", "steps", "ms",
+    "spread_percent", "atoms_s", "peak_gib", "times_stock", "first_s", "arithmetic_ms", "memory_ms",
+    "staged_ms", "roof_tflop_s", "roof_gb_s", "error", "card", "torch", "triton", "fairchem",
+    "commit", "date", "settings",
+)  # fmt: skip
+
+
+class CsvFile:
+    """A CSV file that grows row by row; every row is on the disk when :meth:`add` returns.
+
+    Parameters
+    ----------
+    path : path
+        The file.
+    columns : sequence of str
+        Its heading; a row may leave columns out.
+    keep : bool
+        Add to the rows of a file that is there.
+    """
+
+    def __init__(self, path: Path, columns: Sequence[str], keep: bool = False) -> None:
+        self.path, self.columns = path, tuple(columns)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not (keep and path.is_file()):
+            with path.open("w", newline="") as file:
+                csv.writer(file).writerow(self.columns)
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Write one row."""
+        with self.path.open("a", newline="") as file:
+            csv.DictWriter(file, self.columns, restval="").writerow(row)
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    """Rows of a CSV file; none if it is not there."""
+    if not path.is_file():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def write(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write a whole file."""
+    file = CsvFile(path, columns)
+    for row in rows:
+        file.add(row)
+
+
+def by_name(rows: Iterable[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """Rows by their names; of several the last one without an error, or else the last."""
+    out: dict[str, Mapping[str, Any]] = {}
+    for row in rows:
+        if not row.get("error") or row["name"] not in out or out[row["name"]].get("error"):
+            out[row["name"]] = row
+    return out
+
+
+def number(row: Mapping[str, Any] | None, column: str) -> float | None:
+    """A figure of a row, or None where there is none."""
+    value = None if row is None else row.get(column)
+    return None if value in (None, "") else float(value)
