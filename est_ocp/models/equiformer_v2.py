@@ -81,12 +81,13 @@ class EquiformerV2Backbone(LayeredBackbone):
     memory_budget : float
         Share of the activations that compiled layers keep for the backward pass.
     fused_kernels : bool
-        Use the Triton kernels where they apply (:mod:`est_ocp.nn.triton`); never in conservative
-        models.
+        Use the Triton kernels where they apply (:mod:`est_ocp.nn.triton`), never in conservative
+        models, and on GPUs the search for neighbours by all pairs.
     otf_graph : bool
         Build graphs on the fly (True), or use the data's ``edge_index``.
     """
 
+    capturable = True
     update_settings: type
 
     def __init__(
@@ -130,7 +131,7 @@ class EquiformerV2Backbone(LayeredBackbone):
         self.graph_settings = from_mapping(GraphSettings, graph, "model.backbone.graph")
         self.message_settings = from_mapping(MessageSettings, message, "model.backbone.message")
         settings = from_mapping(self.update_settings, update, "model.backbone.update")
-        self.radius_graph = RadiusGraph(self.graph_settings, otf_graph)
+        self.radius_graph = RadiusGraph(self.graph_settings, otf_graph, dense=fused_kernels)
 
         self.num_distance_basis = num_distance_basis
         self.atom_embedding = nn.Embedding(max_num_elements, channels)
@@ -260,7 +261,8 @@ class EquiformerV2Backbone(LayeredBackbone):
         x = x + self.edge_degree_embedding(
             atomic_numbers, edge_scalars, edge_index, wigner, len(atomic_numbers), order, envelope
         )
-        return x, edge_scalars, in_autocast_dtype(wigner), envelope
+        # All layers read both: cast once.
+        return x, in_autocast_dtype(edge_scalars), in_autocast_dtype(wigner), envelope
 
 
 @registry.register_model("est_eqv2")
@@ -278,7 +280,14 @@ class EquiformerV2EST(EquiformerV2Backbone):
         rule = options.pop("rule").build(self.lmax)
         # PyTorch's fused attention has no second derivative either.
         fused = not self.conservative
-        return ESTUpdateBlock(self.channels, self.lmax, rule, fused_attention=fused, **options)
+        return ESTUpdateBlock(
+            self.channels,
+            self.lmax,
+            rule,
+            fused_attention=fused,
+            fused_kernels=self.fused_kernels,
+            **options,
+        )
 
 
 @registry.register_model("eqv2")

@@ -109,6 +109,7 @@ class ESTNetwork(LayeredBackbone):
 
     #: How heads initialise their linear maps.
     weight_init = "uniform"
+    capturable = True
 
     def __init__(
         self,
@@ -201,7 +202,14 @@ class ESTNetwork(LayeredBackbone):
         options = dict(vars(self.update_settings))
         rule = options.pop("rule").build(self.lmax)
         fused = not self.conservative
-        return ESTUpdateBlock(self.channels, self.lmax, rule, fused_attention=fused, **options)
+        return ESTUpdateBlock(
+            self.channels,
+            self.lmax,
+            rule,
+            fused_attention=fused,
+            fused_kernels=fused,
+            **options,
+        )
 
     def make_vector_attention(self) -> VectorMessages:
         """EST messages of this backbone's settings, for a head that predicts vectors.

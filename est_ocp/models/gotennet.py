@@ -82,6 +82,7 @@ class GotenNetBackbone(LayeredBackbone):
 
     #: How heads initialise their linear maps.
     weight_init = "uniform"
+    capturable = True
 
     def __init__(
         self,
@@ -235,9 +236,16 @@ class GotenNetEST(GotenNetBackbone):
         """Mixture of EQFF and the EST update block."""
         options = dict(vars(settings))
         rule = options.pop("rule").build(self.lmax)
-        # PyTorch's fused attention has no second derivative.
+        # Fused attention and kernels have no second derivatives.
         fused = not self.conservative
-        return GotenNetESTUpdate(self.channels, self.lmax, rule, fused_attention=fused, **options)
+        return GotenNetESTUpdate(
+            self.channels,
+            self.lmax,
+            rule,
+            fused_attention=fused,
+            fused_kernels=fused,
+            **options,
+        )
 
 
 @registry.register_model("gotennet")

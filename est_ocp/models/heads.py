@@ -58,6 +58,9 @@ class EnergyHead(nn.Module, HeadInterface):
     reduce : {"sum", "mean"}
     """
 
+    #: Part of a CUDA graph, see :class:`est_ocp.models.interface.FairchemBackbone`.
+    capturable = True
+
     def __init__(
         self, backbone: nn.Module, avg_num_nodes: float = AVG_NUM_NODES, reduce: str = "sum"
     ) -> None:
@@ -90,6 +93,9 @@ class ForceHead(AttentionHead):
     ``make_vector_attention()``, such as :class:`est_ocp.models.ESTNetwork`, bring their own, which
     reads vectors from their output (``lmax_out`` of 1 or more).
     """
+
+    #: Part of a CUDA graph, as the energy head.
+    capturable = True
 
     def __init__(self, backbone: nn.Module) -> None:
         super().__init__()

@@ -1,11 +1,16 @@
-"""fairchem's HydraModel with the weight-decay groups that its trainer asks for."""
+"""fairchem's HydraModel with what its trainer asks for, and with CUDA graphs for predictions."""
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from fairchem.core.common.registry import registry
 from fairchem.core.models.base import HydraModel
 from torch import nn
 
+from est_ocp.models.cuda_graph import CapturedForwards
+from est_ocp.models.graph import EDGE_INDEX, EDGE_VEC
 from est_ocp.nn import BesselBasis, CoefficientNorm, EquivariantLayerNorm, SphereNorm
 from est_ocp.nn.equiformer import IrrepsLayerNorm, LearnableGaussianBasis
 
@@ -36,15 +41,84 @@ def undecayed_parameters(module: nn.Module) -> set[str]:
 
 @registry.register_model("est_hydra")
 class ESTHydraModel(HydraModel):
-    """fairchem's :class:`HydraModel` with ``no_weight_decay``.
+    """fairchem's :class:`HydraModel` with ``no_weight_decay`` and with CUDA graphs.
 
     The stock class has no such method, so its trainer would decay norms, biases and embeddings.
     Single atoms are supported, so no table of isolated atoms' energies is needed.
+
+    Predictions for small batches on a GPU (evaluation mode, no gradients, direct forces) are
+    captured as a CUDA graph when sizes repeat, and replayed: their time is that of starting
+    hundreds of kernels one by one. The search for neighbours stays outside.
+
+    Parameters
+    ----------
+    cuda_graphs : {"never", "inference"}
+        Whether to use CUDA graphs.
+    cuda_graph_atoms : int
+        Batches of more atoms are never captured.
+    *args, supports_single_atoms, **kwargs
+        As of fairchem's class.
+
+    Attributes
+    ----------
+    captured : CapturedForwards
+        The graphs; ``captured.mode`` may be set at any time.
+
+    Raises
+    ------
+    ConfigError
+        If a setting has no meaning.
     """
 
-    def __init__(self, *args, supports_single_atoms: bool = True, **kwargs) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        supports_single_atoms: bool = True,
+        cuda_graphs: str = "inference",
+        cuda_graph_atoms: int = 512,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, supports_single_atoms=supports_single_atoms, **kwargs)
+        self.captured = CapturedForwards(cuda_graphs, cuda_graph_atoms)
 
     def no_weight_decay(self) -> set[str]:
         """Full names of the parameters without weight decay."""
         return undecayed_parameters(self)
+
+    def train(self, mode: bool = True) -> ESTHydraModel:
+        """Switch between training and evaluation; training drops the graphs and their memory."""
+        if mode:
+            self.captured.clear()
+        return super().train(mode)
+
+    @property
+    def capturable(self) -> bool:
+        """Whether a forward pass runs on padded batches and without waiting for the device."""
+        parts = (self.backbone, *self.output_heads.values())
+        config = self.backbone.regress_config
+        return (
+            not self.training
+            and all(getattr(part, "capturable", False) for part in parts)
+            and not getattr(self.backbone, "record_gates", False)
+            and (config.direct_forces or not config.forces)
+        )
+
+    def forward(self, data: Any) -> dict[str, Any]:
+        """Predict the tasks of a batch (fairchem ``AtomicData``)."""
+        # Compiling traces the model itself.
+        if torch.compiler.is_compiling() or not (self.captured.wanted(data) and self.capturable):
+            return super().forward(data)
+        carried = EDGE_VEC in data
+        graph = self.backbone.radius_graph(data)
+        layers = getattr(self.backbone, "call_layer", None)
+        mode = None if layers is None else layers.mode
+        out = self.captured(self, super().forward, data, graph, mode)
+        if out is not None:
+            return out
+        if carried:
+            return super().forward(data)
+        data[EDGE_INDEX], data[EDGE_VEC] = graph.edge_index, graph.vec
+        try:
+            return super().forward(data)
+        finally:
+            del data[EDGE_INDEX], data[EDGE_VEC]

@@ -24,7 +24,12 @@ class FairchemBackbone(nn.Module, BackboneInterface):
         Atomic numbers must be below this.
     regress_config : GradRegressConfig
         What is predicted, and whether forces are direct or gradients; fairchem reads it.
+    capturable : bool
+        Whether a forward pass without gradients can be captured as a CUDA graph: it takes padded
+        batches (:mod:`est_ocp.models.padding`) and never waits for the device.
     """
+
+    capturable = False
 
     max_num_elements: int
     regress_config: GradRegressConfig

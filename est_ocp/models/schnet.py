@@ -47,6 +47,8 @@ class SchNetBaseline(FairchemBackbone):
         Build graphs on the fly (True), or use the data's ``edge_index``.
     """
 
+    capturable = True
+
     def __init__(
         self,
         channels: int = 384,

@@ -1,0 +1,155 @@
+"""Batches filled up to one of few sizes, so that many of them share a shape."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from est_ocp.models.graph import Graph
+
+#: Sizes of atoms are multiples of this.
+ATOM_STEP = 8
+
+#: Fewest edges of a padded batch, and the smallest step between two sizes.
+EDGE_STEP = 64
+
+#: Most edges that one atom of the filling gets.
+EDGES_PER_ATOM = 64
+
+
+@dataclass(frozen=True)
+class PaddedSize:
+    """Size of a padded batch.
+
+    Attributes
+    ----------
+    atoms, edges : int
+        With the filling.
+    graphs : int
+        Structures, the filling's own included: the last one.
+    hubs : int
+        How many of the last atoms the filling's edges connect.
+    """
+
+    atoms: int
+    edges: int
+    graphs: int
+    hubs: int
+
+    @classmethod
+    def of(cls, atoms: int, edges: int, graphs: int) -> PaddedSize:
+        """Return the smallest size that holds a batch.
+
+        Numbers of edges go up in steps of 3 to 6%, so that a trajectory meets one or two.
+        """
+        step = max(EDGE_STEP, 1 << max(edges.bit_length() - 5, 0))
+        hubs = -(-step // EDGES_PER_ATOM)
+        padded_atoms = -(-(atoms + hubs) // ATOM_STEP) * ATOM_STEP
+        return cls(padded_atoms, max(1, -(-edges // step)) * step, graphs + 1, hubs)
+
+
+@dataclass
+class PaddedBatch:
+    """What models read of a batch, under the names of fairchem's ``AtomicData``.
+
+    Attributes
+    ----------
+    pos : Tensor [N, 3]
+    atomic_numbers, batch : Tensor [N], int64
+    natoms : Tensor [B], int64
+    graph_edge_index, graph_edge_vec : Tensor [2, E] and [E, 3]
+        The graph, where :class:`est_ocp.models.graph.RadiusGraph` looks for it.
+    """
+
+    pos: torch.Tensor
+    atomic_numbers: torch.Tensor
+    batch: torch.Tensor
+    natoms: torch.Tensor
+    graph_edge_index: torch.Tensor
+    graph_edge_vec: torch.Tensor
+
+    def __contains__(self, key: str) -> bool:
+        return key in self.__dataclass_fields__
+
+    def __getitem__(self, key: str) -> torch.Tensor:
+        return getattr(self, key)
+
+    def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
+        return iter(vars(self).items())
+
+    def values(self) -> list[torch.Tensor]:
+        """All tensors."""
+        return list(vars(self).values())
+
+
+class Padding:
+    """Fill batches up to a size with hydrogen atoms of a structure of their own.
+
+    The filling's edges connect the last of its atoms among themselves: no atom of the batch has
+    anything to do with them, so its results do not change.
+
+    Parameters
+    ----------
+    size : PaddedSize
+    like : Tensor
+        Of the positions' type, on their device.
+    """
+
+    def __init__(self, size: PaddedSize, like: torch.Tensor) -> None:
+        self.size = size
+        integers = {"dtype": torch.int64, "device": like.device}
+        self.pos = like.new_zeros(size.atoms, 3)
+        self.atomic_numbers = torch.ones(size.atoms, **integers)
+        self.batch = torch.full((size.atoms,), size.graphs - 1, **integers)
+        # In groups that share a target, as the edges of the batch.
+        hub = torch.arange(size.edges, **integers) // EDGES_PER_ATOM % size.hubs
+        first = size.atoms - size.hubs
+        self.edge_index = torch.stack((first + (hub + 1) % size.hubs, first + hub))
+        self.vec = like.new_ones(size.edges, 3)
+
+    def __call__(self, data: Any, graph: Graph, out: PaddedBatch | None = None) -> PaddedBatch:
+        """Return the padded batch.
+
+        Parameters
+        ----------
+        data : AtomicData
+        graph : Graph
+            Of `data`.
+        out : PaddedBatch, optional
+            An earlier result of the same size, to be overwritten.
+        """
+        spare_atoms = self.size.atoms - data.pos.shape[0]
+        spare_edges = self.size.edges - graph.vec.shape[0]
+        natoms = data.natoms.new_full((1,), spare_atoms)
+        parts = {
+            "pos": (data.pos, self.pos[:spare_atoms]),
+            "atomic_numbers": (data.atomic_numbers.long(), self.atomic_numbers[:spare_atoms]),
+            "batch": (data.batch, self.batch[:spare_atoms]),
+            "natoms": (data.natoms, natoms),
+            "graph_edge_vec": (graph.vec, self.vec[:spare_edges]),
+        }
+        edges = (graph.edge_index, self.edge_index[:, :spare_edges])
+        if out is None:
+            joint = {name: torch.cat(pair) for name, pair in parts.items()}
+            return PaddedBatch(**joint, graph_edge_index=torch.cat(edges, dim=1))
+        for name, pair in parts.items():
+            torch.cat(pair, out=out[name])
+        torch.cat(edges, dim=1, out=out.graph_edge_index)
+        return out
+
+    def unpad(self, outputs: Any, atoms: int) -> Any:
+        """Return copies of the outputs of a batch with so many atoms, without the filling's.
+
+        Parameters
+        ----------
+        outputs : nested dict of Tensor
+            A row for each atom, or each structure, of the padded batch.
+        atoms : int
+        """
+        if isinstance(outputs, dict):
+            return {name: self.unpad(value, atoms) for name, value in outputs.items()}
+        rows = atoms if outputs.shape[0] == self.size.atoms else self.size.graphs - 1
+        return outputs[:rows].clone()
