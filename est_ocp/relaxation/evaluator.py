@@ -11,8 +11,11 @@ from ase import Atoms
 from fairchem.core.datasets.atomic_data import atomicdata_list_to_batch
 
 from est_ocp.errors import CheckpointError, DataError, ESTError
-from est_ocp.evaluation.checkpoint import quiet
-from est_ocp.relaxation.calculator import CheckpointCalculator, choose_dataset
+from est_ocp.relaxation.calculator import (
+    CheckpointCalculator,
+    choose_dataset,
+    quiet_start,
+)
 
 
 class Evaluator(Protocol):
@@ -97,7 +100,7 @@ class BatchEvaluator:
 
     def _evaluate(self, structures: Sequence[Atoms]) -> list[str | None]:
         batch = atomicdata_list_to_batch([atoms.calc.to_data(atoms) for atoms in structures])
-        with quiet():
+        with quiet_start(self.unit):
             out = self.unit.predict(batch)
         energies = out["energy"].detach().cpu().numpy().reshape(-1)
         ends = np.cumsum([len(atoms) for atoms in structures])

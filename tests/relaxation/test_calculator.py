@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import ase
 import hydra
 import numpy as np
@@ -16,6 +18,7 @@ from est_ocp.data.record import to_atomic_data
 from est_ocp.errors import ConfigError, DataError
 from est_ocp.evaluation.checkpoint import read_checkpoint
 from est_ocp.relaxation import CheckpointCalculator, load_calculator
+from est_ocp.relaxation.calculator import quiet_start
 from tests.models.systems import collate, crystal, single_atom, slab, water, wire
 from tests.relaxation.checkpoints import NORMALIZERS, is2re_records
 from tests.tolerances import TOL
@@ -175,3 +178,19 @@ def test_structures_that_cannot_be_calculated(spoil, message, stock, unit):
 def test_an_unknown_dataset_names_those_there_are(unit):
     with pytest.raises(ConfigError, match="no dataset 'omat'; it has oc20"):
         CheckpointCalculator(unit, "omat")
+
+
+def test_tf32_is_off_unless_wanted(s2ef):
+    assert not load_calculator(s2ef).predictor.inference_settings.tf32
+    assert load_calculator(s2ef, tf32=True).predictor.inference_settings.tf32
+
+
+def test_only_the_first_prediction_is_silent(s2ef, caplog):
+    atoms = water()
+    atoms.calc = load_calculator(s2ef)
+    with quiet_start(atoms.calc.predictor):
+        logging.warning("of the start")
+    atoms.get_potential_energy()
+    with quiet_start(atoms.calc.predictor):
+        logging.warning("of a prediction")
+    assert [record.message for record in caplog.records] == ["of a prediction"]
