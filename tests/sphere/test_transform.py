@@ -143,7 +143,7 @@ def test_bad_indices_are_refused(index):
         SphericalTransform(make_rule("lebedev", 50), LMAX, coefficients=torch.tensor(index))
 
 
-def test_half_precision_inputs_are_multiplied_in_float32():
+def test_half_precision_inputs_meet_precise_constants():
     transform = SphericalTransform(make_rule("design", 64), LMAX)
     x = coefficients().to(torch.bfloat16)
     exact = copy.deepcopy(transform).double().to_points(x.double())
@@ -160,6 +160,38 @@ def test_half_precision_inputs_are_multiplied_in_float32():
     assert narrow.dtype == torch.bfloat16
     error = (narrow.double() - exact).abs().max() / exact.abs().max()
     assert 1e-4 < error < TOL[torch.bfloat16]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("inverse", ["quadrature", "least_squares"])
+def test_parts_of_8_bits_add_up_to_the_constants(dtype, inverse):
+    transform = SphericalTransform(make_rule("design", 64), LMAX, inverse)
+    pairs = (
+        (transform._to_points_parts.mT, transform.to_points_matrix, -1),
+        (transform._from_points_parts, transform.from_points_matrix, 0),
+    )
+    for parts, matrix, dim in pairs:
+        high, low = parts.to(dtype).double().chunk(2, dim=dim)
+        error = (high + low - matrix.double()).abs().max() / matrix.abs().max()
+        assert error < 2**-16
+        assert (high - matrix.double()).abs().max() > 2**-11 * matrix.abs().max()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_gradients_are_those_of_float32_rounded(dtype):
+    transform = SphericalTransform(make_rule("design", 64), LMAX)
+    x = coefficients().to(dtype)
+    for function in (transform.to_points, transform.from_points):
+        half, precise = x.requires_grad_(), x.detach().float().requires_grad_()
+        out, expected = function(half), function(precise)
+        assert out.dtype == dtype
+        grad = torch.randn(out.shape, generator=torch.Generator().manual_seed(3))
+        (mine,) = torch.autograd.grad(out, half, grad.to(dtype))
+        (theirs,) = torch.autograd.grad(expected, precise, grad.to(dtype).float())
+        bound = 2 * torch.finfo(dtype).eps
+        assert (out - expected).abs().max() < bound * expected.abs().max()
+        assert (mine - theirs).abs().max() < bound * theirs.abs().max()
+        x = out.detach()
 
 
 def test_transforms_are_differentiable():
