@@ -12,6 +12,15 @@ from est_ocp.nn.sphere_norm import spatial_norm
 from est_ocp.sphere import ConstantBuffers, SphereRule, sphere_attention_bias
 
 
+def tf32_products(q: torch.Tensor) -> bool:
+    """Whether float32 matrix products run as TF32 for a tensor.
+
+    PyTorch's fused attention does not: in float32 it keeps to full precision, at the cost of time.
+    Where TF32 is allowed, two products around a softmax are then the faster attention.
+    """
+    return q.is_cuda and q.dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32
+
+
 class SphericalAttention(ConstantBuffers):
     r"""Attention of every point of the sphere to every other point, node by node.
 
@@ -43,8 +52,9 @@ class SphericalAttention(ConstantBuffers):
     norm : {"sphere", "point"}
         Normalisation before q, k, v, see :func:`est_ocp.nn.sphere_norm.spatial_norm`.
     fused : bool
-        Use PyTorch's fused kernels. They have no second derivative: switch off when gradients
-        of gradients are needed (training on forces that are derivatives of an energy).
+        Use PyTorch's fused kernels, or batched products where those run as TF32. The kernels have
+        no second derivative: switch off when gradients of gradients are needed (training on forces
+        that are derivatives of an energy).
     bias : bool
         Bias of the output map. The q, k, v maps need none: the norm before them has one.
 
@@ -119,6 +129,8 @@ class SphericalAttention(ConstantBuffers):
             k, v = nn.functional.linear(self.norm(context), kv_weight).chunk(2, dim=-1)
         q, k, v = (self._split_heads(part) for part in (q, k, v))
         attend = self._attend_fused if self.fused else self._attend_explicitly
+        if self.fused and tf32_products(q):
+            attend = self._attend_by_products
         return self.out(attend(q, k, v).transpose(1, 2).flatten(2))
 
     def _split_heads(self, x: torch.Tensor) -> torch.Tensor:
@@ -129,6 +141,12 @@ class SphericalAttention(ConstantBuffers):
         # The kernels accumulate the softmax in float32 but want the mask in the queries' type.
         bias = self.point_bias.to(q.dtype)
         return nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=self.scale)
+
+    def _attend_by_products(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
+    ) -> torch.Tensor:
+        logits = torch.add(self.point_bias, torch.matmul(q, k.mT), alpha=self.scale)
+        return torch.matmul(torch.softmax(logits, dim=-1), v)
 
     def _attend_explicitly(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         logits = torch.matmul(q * self.scale, k.transpose(-1, -2))

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from est_ocp.errors import ConfigError
-from est_ocp.nn.spherical_attention import SphericalAttention
+from est_ocp.nn import spherical_attention
+from est_ocp.nn.spherical_attention import SphericalAttention, tf32_products
 from est_ocp.sphere import make_rule
 from tests.tolerances import BATCH, TOL
 
@@ -65,6 +66,25 @@ def test_equals_concatenation_with_weighted_softmax(
         torch.testing.assert_close(
             module(f, context), naive_attention(module, rule, f, context), rtol=0, atol=1e-12
         )
+
+
+@pytest.mark.parametrize("num_heads", [1, 2])
+def test_batched_products_equal_the_reference(monkeypatch, num_heads):
+    """Chosen on GPUs where TF32 is allowed; here by force, in float64."""
+    rule = make_rule("product", (5, 7))
+    module = make(rule, num_heads=num_heads)
+    f = torch.randn(2, 35, 8, dtype=torch.float64)
+    assert not tf32_products(f.float())
+    expected = naive_attention(module, rule, f)
+    monkeypatch.setattr(spherical_attention, "tf32_products", lambda q: True)
+    called = []
+    monkeypatch.setattr(
+        module,
+        "_attend_by_products",
+        lambda *qkv: called.append(1) or SphericalAttention._attend_by_products(module, *qkv),
+    )
+    torch.testing.assert_close(module(f), expected, rtol=0, atol=1e-12)
+    assert called
 
 
 def test_context_equal_to_input_is_self_attention():
