@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 
 from est_ocp.nn.scatter import scatter_sum
+from est_ocp.nn.so2_convolution import sort_by_order
 from est_ocp.nn.triton.support import can_fuse
 
 
@@ -32,11 +33,16 @@ def edge_order(edge_index: torch.Tensor, num_nodes: int) -> EdgeOrder:
     return EdgeOrder(permutation, torch.searchsorted(ends, nodes.expand(2, -1).contiguous()))
 
 
+def can_fuse_rotation(x: torch.Tensor, wigner: torch.Tensor, order: EdgeOrder | None) -> bool:
+    """Whether features `x` on nodes or edges are rotated by the fused kernels.
+
+    They need the order of the edges, and have no gradient with respect to `wigner`.
+    """
+    return order is not None and not wigner.requires_grad and can_fuse(x)
+
+
 def rotate_to_frames(
-    x: torch.Tensor,
-    wigner: torch.Tensor,
-    edge_index: torch.Tensor,
-    order: EdgeOrder | None = None,
+    x: torch.Tensor, wigner: torch.Tensor, edge_index: torch.Tensor
 ) -> torch.Tensor:
     """Rotate the features of both ends of every edge into its frame.
 
@@ -47,19 +53,48 @@ def rotate_to_frames(
         From :class:`est_ocp.nn.EdgeFrame`, in the type of `x`.
     edge_index : Tensor [2, E]
         Row 0 sources, row 1 targets.
-    order : EdgeOrder, optional
-        Allows the fused kernel where it applies (not where `wigner` needs a gradient).
 
     Returns
     -------
     Tensor [E, R, 2 * C]
         The source's channels before the target's.
     """
-    if order is not None and not wigner.requires_grad and can_fuse(x):
-        from est_ocp.nn.triton.edge_rotation import to_frames
-
-        return to_frames(x, wigner, edge_index, order.permutation, order.offsets)
     return torch.cat([torch.bmm(wigner, x[nodes]) for nodes in edge_index], dim=2)
+
+
+def rotate_by_order(
+    x: torch.Tensor,
+    wigner: torch.Tensor,
+    radial: torch.Tensor,
+    edge_index: torch.Tensor,
+    degrees: int,
+    orders: int,
+    order: EdgeOrder | None = None,
+) -> list[torch.Tensor]:
+    """Rotate both ends of every edge into its frame, times radial weights, sorted by order.
+
+    Parameters
+    ----------
+    x, wigner, edge_index
+        As for :func:`rotate_to_frames`.
+    radial : Tensor [E, W]
+        A weight for each order, degree and channel of the two ends.
+    degrees, orders : int
+        Degrees, lmax + 1, and orders wanted, mmax + 1.
+    order : EdgeOrder, optional
+        Allows the fused kernel where it applies (:func:`can_fuse_rotation`).
+
+    Returns
+    -------
+    list of Tensor
+        Inputs of :meth:`est_ocp.nn.SO2Convolution.multiply`, see
+        :func:`est_ocp.nn.so2_convolution.sort_by_order`.
+    """
+    if can_fuse_rotation(x, wigner, order) and radial.dtype == x.dtype:
+        from est_ocp.nn.triton.edge_orders import to_orders
+
+        return to_orders(x, wigner, radial, edge_index, *order, degrees, orders)
+    return sort_by_order(rotate_to_frames(x, wigner, edge_index), degrees, orders, radial)
 
 
 def sum_from_frames(
@@ -68,6 +103,7 @@ def sum_from_frames(
     edge_index: torch.Tensor,
     num_nodes: int,
     order: EdgeOrder | None = None,
+    weights: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Rotate messages out of the frames of their edges and add them up at the targets.
 
@@ -80,18 +116,40 @@ def sum_from_frames(
     num_nodes : int
         Number of nodes, N.
     order : EdgeOrder, optional
-        As for :func:`rotate_to_frames`.
+        Allows the fused kernels where they apply (:func:`can_fuse_rotation`).
+    weights : Tensor [E, H], optional
+        Multiply the messages: one weight for each of H groups of C / H channels.
 
     Returns
     -------
     Tensor [N, I, C]
         In at least float32; zero for nodes without edges.
     """
-    if order is not None and not wigner.requires_grad and can_fuse(messages):
+    if can_fuse_rotation(messages, wigner, order):
+        return _fused_sum_from_frames(messages, wigner, edge_index, order, weights)
+    if weights is not None:
+        weights = weights.to(messages.dtype)
+        heads = messages.unflatten(2, (weights.shape[1], -1))
+        messages = (heads * weights[:, None, :, None]).flatten(2)
+    rotated = torch.bmm(wigner.transpose(1, 2), messages)
+    return scatter_sum(rotated, edge_index[1], num_nodes)
+
+
+def _fused_sum_from_frames(
+    messages: torch.Tensor,
+    wigner: torch.Tensor,
+    edge_index: torch.Tensor,
+    order: EdgeOrder,
+    weights: torch.Tensor | None,
+) -> torch.Tensor:
+    if weights is None:
         from est_ocp.nn.triton.edge_rotation import from_frames
 
         return from_frames(
             messages, wigner, edge_index[1:], order.permutation[1:], order.offsets[1:]
         )
-    rotated = torch.bmm(wigner.transpose(1, 2), messages)
-    return scatter_sum(rotated, edge_index[1], num_nodes)
+    from est_ocp.nn.triton.edge_sum import weighted_from_frames
+
+    return weighted_from_frames(
+        messages, wigner, weights, edge_index[1], order.permutation[1], order.offsets[1]
+    )

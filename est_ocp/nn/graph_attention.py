@@ -6,6 +6,7 @@ import math
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from est_ocp.errors import ConfigError
 from est_ocp.nn.activation import smooth_leaky_relu
@@ -15,7 +16,12 @@ from est_ocp.nn.coefficient_index import (
     frame_row_subset,
     truncation_rescale,
 )
-from est_ocp.nn.edge_rotation import EdgeOrder, rotate_to_frames, sum_from_frames
+from est_ocp.nn.edge_rotation import (
+    EdgeOrder,
+    can_fuse_rotation,
+    rotate_by_order,
+    sum_from_frames,
+)
 from est_ocp.nn.radial_mlp import ElementRadialMLP
 from est_ocp.nn.s2_activation import SeparableS2Activation
 from est_ocp.nn.scatter import edge_softmax
@@ -177,23 +183,59 @@ class EquiformerV2Attention(ConstantBuffers):
         x = in_autocast_dtype(x)
         wigner = wigner.to(x.dtype)
 
-        messages = rotate_to_frames(x, wigner, edge_index, order)
-        radial = self.radial(edge_scalars, atomic_numbers, edge_index)
-        messages, extra = self.first_convolution(messages, radial)
+        hidden = self.radial.hidden(edge_scalars, atomic_numbers, edge_index)
+        messages, extra = self._first_messages(x, wigner, hidden, edge_index, order)
         alpha, gating = extra.split(self.extra_channels, dim=1)
         messages = self.activation(gating, messages)
         messages, _ = self.second_convolution(messages)
 
         weights = self._attention_weights(alpha, edge_index[1], num_nodes, envelope)
-        weights = weights.to(messages.dtype)
-        heads = messages.unflatten(2, (self.num_heads, self.value_channels))
-        messages = (heads * weights[:, None, :, None]).flatten(2)
-
         back = self._rows_back(wigner)
-        aggregated = sum_from_frames(messages, back, edge_index, num_nodes, order)
+        aggregated = sum_from_frames(messages, back, edge_index, num_nodes, order, weights)
         if self.rescale:
             aggregated = aggregated * self.factors
         return self.projection(aggregated)
+
+    def _first_messages(
+        self,
+        x: torch.Tensor,
+        wigner: torch.Tensor,
+        hidden: torch.Tensor,
+        edge_index: torch.Tensor,
+        order: EdgeOrder | None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """First convolution, and its extra scalars, from the hidden features of the radial network.
+
+        Where the fused kernel makes the convolution's inputs it is also fast enough to make them
+        once more in the backward pass: they and the radial weights, the largest tensors of the
+        block, are then not kept.
+        """
+        arguments = (x, wigner, hidden, edge_index, order)
+        if torch.is_grad_enabled() and can_fuse_rotation(x, wigner, order):
+            return checkpoint(
+                self._convolve, *arguments, use_reentrant=False, preserve_rng_state=False
+            )
+        return self._convolve(*arguments)
+
+    def _convolve(
+        self,
+        x: torch.Tensor,
+        wigner: torch.Tensor,
+        hidden: torch.Tensor,
+        edge_index: torch.Tensor,
+        order: EdgeOrder | None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        convolution = self.first_convolution
+        inputs = rotate_by_order(
+            x,
+            wigner,
+            self.radial.last(hidden),
+            edge_index,
+            convolution.lmax + 1,
+            convolution.mmax + 1,
+            order,
+        )
+        return convolution.multiply(inputs)
 
     def _attention_weights(
         self,

@@ -78,7 +78,21 @@ class ElementRadialMLP(nn.Module):
         atomic_numbers: torch.Tensor,
         edge_index: torch.Tensor,
     ) -> torch.Tensor:
-        """Compute the outputs of every edge.
+        """Compute the outputs [E, out_channels] of every edge; parameters as for `hidden`."""
+        return self.last(self.hidden(edge_scalars, atomic_numbers, edge_index))
+
+    @property
+    def last(self) -> nn.Linear:
+        """The last linear map, from hidden features to outputs."""
+        return self.mlp.net[-1]
+
+    def hidden(
+        self,
+        edge_scalars: torch.Tensor,
+        atomic_numbers: torch.Tensor,
+        edge_index: torch.Tensor,
+    ) -> torch.Tensor:
+        """Compute the features of every edge before the last linear map.
 
         Parameters
         ----------
@@ -91,7 +105,7 @@ class ElementRadialMLP(nn.Module):
 
         Returns
         -------
-        Tensor [E, out_channels]
+        Tensor [E, edge_channels]
         """
         first = self.mlp.net[0]
         sizes = [self.num_distance_basis, self.edge_channels, self.edge_channels]
@@ -100,4 +114,4 @@ class ElementRadialMLP(nn.Module):
         target = functional.linear(self.target_embedding(atomic_numbers), of_target)
         hidden = functional.linear(edge_scalars, of_distance, first.bias)
         hidden = hidden + source[edge_index[0]] + target[edge_index[1]]
-        return self.mlp.net[1:](hidden)
+        return self.mlp.net[1:-1](hidden)

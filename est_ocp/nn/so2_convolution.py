@@ -51,6 +51,47 @@ class SO2PairLinear(nn.Module):
         return f"in_features={self.in_features}, out_features={self.out_features}"
 
 
+def sort_by_order(
+    x: torch.Tensor, degrees: int, orders: int, radial: torch.Tensor | None = None
+) -> list[torch.Tensor]:
+    """Split order-major rows by order, times radial weights.
+
+    Parameters
+    ----------
+    x : Tensor [E, R, C]
+        Order-major rows; at least those of the orders wanted.
+    degrees, orders : int
+        Degrees, lmax + 1, and orders wanted, mmax + 1.
+    radial : Tensor [E, W], optional
+        A weight for each order, degree and channel; the rows ``+m`` and ``-m`` share it.
+
+    Returns
+    -------
+    list of Tensor
+        For order 0 [E, degrees * C], for each order m above it the rows ``+m`` and then ``-m``,
+        [E, 2 * (degrees - m) * C].
+    """
+    num_edges, _, channels = x.shape
+    counts = [degrees - order for order in range(orders)]
+    weights = None
+    if radial is not None:
+        weights = radial.split([count * channels for count in counts], dim=1)
+    # One split and not slices: its derivative writes the gradient of `x` in one piece.
+    sizes = [counts[0], *(2 * count for count in counts[1:])]
+    rows = x[:, : sum(sizes)].split(sizes, dim=1)
+
+    scalars = rows[0].reshape(num_edges, counts[0] * channels)
+    if weights is not None:
+        scalars = scalars * weights[0]
+    inputs = [scalars]
+    for order in range(1, orders):
+        pair = rows[order].reshape(num_edges, 2, counts[order] * channels)
+        if weights is not None:
+            pair = pair * weights[order].unsqueeze(1)
+        inputs.append(pair.reshape(num_edges, 2 * counts[order] * channels))
+    return inputs
+
+
 class SO2Convolution(nn.Module):
     """Linear maps of each order of features in the edge's frame (order-major rows).
 
@@ -108,9 +149,7 @@ class SO2Convolution(nn.Module):
         self.num_rows_in = num_frame_rows(lmax, self.mmax)
         self.num_rows_out = self.degrees_out[0] + 2 * sum(self.degrees_out[1:])
         self.num_radial_weights = sum(features_in)
-        self._features_in = features_in
         self._features_out_0 = features_out[0]
-        self._rows_in = [self.degrees_in[0], *(2 * count for count in self.degrees_in[1:])]
 
         self.scalar_linear = nn.Linear(features_in[0], extra_channels + features_out[0])
         self.pair_linears = nn.ModuleList(
@@ -136,23 +175,22 @@ class SO2Convolution(nn.Module):
             Order-major rows of degrees ``lmin_out..lmax_out``.
         extra : Tensor [E, extra_channels]
         """
-        num_edges = x.shape[0]
-        weights = None if radial is None else radial.split(self._features_in, dim=1)
-        # One split and not slices: its derivative writes the gradient of `x` in one piece.
-        rows = x[:, : self.num_rows_in].split(self._rows_in, dim=1)
+        return self.multiply(sort_by_order(x, self.lmax + 1, self.mmax + 1, radial))
 
-        scalars = rows[0].reshape(num_edges, self._features_in[0])
-        if weights is not None:
-            scalars = scalars * weights[0]
-        scalars = self.scalar_linear(scalars)
+    def multiply(self, inputs: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Apply the linear map of each order to rows sorted by :func:`sort_by_order`.
+
+        Returns
+        -------
+        out, extra : Tensor
+            As :meth:`forward` does.
+        """
+        num_edges = inputs[0].shape[0]
+        scalars = self.scalar_linear(inputs[0])
         extra, scalars = scalars.split((self.extra_channels, self._features_out_0), dim=1)
         outputs = [scalars.reshape(num_edges, self.degrees_out[0], self.out_channels)]
-
         for order, linear in enumerate(self.pair_linears, start=1):
-            pair = rows[order].reshape(num_edges, 2, self._features_in[order])
-            if weights is not None:
-                pair = pair * weights[order].unsqueeze(1)
-            pair = linear(pair.reshape(num_edges, 2 * self._features_in[order]))
+            pair = linear(inputs[order])
             outputs.append(pair.reshape(num_edges, 2 * self.degrees_out[order], self.out_channels))
         return torch.cat(outputs, dim=1), extra
 

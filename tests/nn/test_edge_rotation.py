@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from est_ocp.nn.edge_rotation import edge_order, rotate_to_frames, sum_from_frames
+from est_ocp.nn.edge_rotation import (
+    edge_order,
+    rotate_by_order,
+    rotate_to_frames,
+    sum_from_frames,
+)
 from est_ocp.nn.triton.support import block_size, can_fuse
 
 NODES, EDGES, ROWS, COEFFICIENTS, CHANNELS = 6, 17, 5, 9, 3
@@ -57,3 +62,28 @@ def test_sum_edge_by_edge():
 def test_kernels_are_for_gpus():
     assert not can_fuse(torch.zeros(1))
     assert [block_size(n) for n in (1, 16, 17, 110)] == [16, 16, 32, 128]
+
+
+def test_rotation_by_order_is_rotation_then_weights():
+    edge_index, wigner, x = _graph()
+    # Rows (l, m) of lmax = 2, mmax = 1; by order and degree their weights are 0..4.
+    weight_of_row = [0, 1, 2, 3, 4, 3, 4]
+    wigner = torch.cat((wigner, wigner[:, :2] + 1), dim=1)
+    radial = torch.randn(EDGES, 5, 2 * CHANNELS, dtype=torch.float64)
+    rows = rotate_to_frames(x, wigner, edge_index) * radial[:, weight_of_row]
+    for orders, expected in ((1, [rows[:, :3]]), (2, [rows[:, :3], rows[:, 3:]])):
+        weights = radial[:, : [3, 5][orders - 1]].flatten(1)
+        out = rotate_by_order(x, wigner, weights, edge_index, 3, orders)
+        torch.testing.assert_close(out, [part.flatten(1) for part in expected])
+
+
+def test_weighted_sum_is_the_sum_of_weighted_messages():
+    edge_index, wigner, _ = _graph()
+    messages = torch.randn(EDGES, ROWS, 3 * CHANNELS, dtype=torch.float64)
+    weights = torch.rand(EDGES, 3, dtype=torch.float64)
+    out = sum_from_frames(messages, wigner, edge_index, NODES, weights=weights)
+    weighted = messages * weights.repeat_interleave(CHANNELS, dim=1)[:, None]
+    torch.testing.assert_close(out, sum_from_frames(weighted, wigner, edge_index, NODES))
+    none = sum_from_frames(messages[:0], wigner[:0], edge_index[:, :0], NODES, weights=weights[:0])
+    assert none.shape == out.shape
+    assert not none.any()

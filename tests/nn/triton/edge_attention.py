@@ -1,0 +1,115 @@
+"""Compare the attention's fused path with its plain one; prints one figure a line.
+
+Runs on a GPU where there is one, else in Triton's interpreter on the CPU, which has to be chosen
+before Triton is imported: hence a program of its own.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+import torch
+from torch.utils.checkpoint import checkpoint
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
+
+from est_ocp.nn import edge_rotation
+from est_ocp.nn.coefficient_index import num_frame_rows
+from est_ocp.nn.edge_rotation import EdgeOrder, edge_order
+from est_ocp.nn.graph_attention import EquiformerV2Attention
+from tests.nn.message_graph import make_attention, make_graph
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+FLOAT = torch.float32
+NODES, EDGES, LMAX, MMAX = 4, 6, 2, 1
+
+Call = Callable[..., torch.Tensor]
+Inputs = tuple[torch.Tensor, ...]
+
+
+def inputs(edges: int = EDGES) -> Inputs:
+    """Inputs of a random graph whose last node has no edges; rotations are any matrices."""
+    graph = make_graph(nodes=NODES, edges=edges, channels=16, lmax=LMAX, mmax=MMAX, dtype=FLOAT)
+    rows, coefficients = num_frame_rows(LMAX, MMAX), (LMAX + 1) ** 2
+    wigner = torch.randn(edges, rows, coefficients) / 3
+    tensors = (graph.x, graph.atomic_numbers, graph.scalars, graph.edge_index, wigner)
+    return tuple(t.to(DEVICE) for t in tensors)
+
+
+def attention(**options) -> EquiformerV2Attention:
+    """Attention with a plain S2 activation."""
+    graph = make_graph(channels=16, lmax=LMAX, mmax=MMAX, dtype=FLOAT)
+    return make_attention(graph, num_points=26, fused=False, **options).to(DEVICE)
+
+
+def order_of(arguments: Inputs) -> EdgeOrder:
+    """Sort the edges of the inputs."""
+    return edge_order(arguments[3], NODES)
+
+
+def gradients(
+    call: Call, module: EquiformerV2Attention, arguments: Inputs, order: EdgeOrder | None
+) -> list[torch.Tensor]:
+    """Result, and gradients of features, distances and parameters."""
+    x, numbers, scalars, edge_index, wigner = arguments
+    x, scalars = x.clone().requires_grad_(), scalars.clone().requires_grad_()
+    envelope = torch.linspace(0.1, 1.0, len(scalars), device=DEVICE)
+    out = call(x, numbers, scalars, edge_index, wigner, order, envelope)
+    wanted = [x, scalars, *module.parameters()]
+    return [out, *torch.autograd.grad(out.square().sum(), wanted)]
+
+
+def compare(name: str, call: Call, module: EquiformerV2Attention, arguments: Inputs) -> None:
+    """Print the largest difference, of any tensor, over that tensor's largest value."""
+    fused = gradients(call, module, arguments, order_of(arguments))
+    plain = gradients(module, module, arguments, None)
+    errors = [
+        ((a - b).abs().max() / (b.abs().max() + 1e-12)).item()
+        for a, b in zip(fused, plain, strict=True)
+        if b.numel()
+    ]
+    print(f"{name} {max(errors):.3e}")
+
+
+def kept(module: EquiformerV2Attention, arguments: Inputs, order: EdgeOrder | None) -> int:
+    """Bytes kept for the backward pass."""
+    sizes = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        sizes[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        out = module(*arguments, order)
+    assert out.requires_grad
+    return sum(sizes.values())
+
+
+def main() -> None:
+    """Compare in float32."""
+    torch.backends.cuda.matmul.allow_tf32 = True
+    if DEVICE == "cpu":
+        edge_rotation.can_fuse = lambda x: True
+    torch.manual_seed(0)
+    module, arguments = attention(), inputs()
+    compare("eager", module, module, arguments)
+    compare("no_edges", module, module, inputs(edges=0))
+    compare(
+        "checkpoint",
+        lambda *given: checkpoint(module, *given, use_reentrant=False),
+        module,
+        arguments,
+    )
+    compiled = torch.compile(module, dynamic=True, fullgraph=True, backend="aot_eager")
+    compare("compiled", compiled, module, arguments)
+    forces = attention(lmin_out=1, lmax_out=1, out_bias=False)
+    compare("forces", forces, forces, arguments)
+    share = kept(module, arguments, order_of(arguments)) / kept(module, arguments, None)
+    print(f"kept {share:.3f}")
+
+
+if __name__ == "__main__":
+    main()
