@@ -9,6 +9,7 @@ from est_ocp.models import ESTHydraModel
 from est_ocp.models.graph import RadiusGraph
 from est_ocp.models.padding import EDGES_PER_ATOM, PaddedBatch, PaddedSize, Padding
 from est_ocp.models.settings import GraphSettings
+from est_ocp.nn.edge_rotation import edge_order
 from tests.models import systems
 from tests.models.every_backbone import BACKBONES, GRAPH
 from tests.models.no_host_sync import NoHostSync
@@ -73,6 +74,14 @@ def test_backbones_that_can_be_captured_pad_and_do_not_wait(name):
 
 def test_which_backbones_can_be_captured():
     assert CAPTURABLE == ["eqv2", "est", "est_eqv2", "est_gotennet", "est_schnet", "gotennet"]
+
+
+def test_sorting_the_edges_for_the_fused_kernels_does_not_wait():
+    data = systems.collate([systems.slab(), systems.single_atom()])
+    padding, batch = padded(data, RadiusGraph(GraphSettings(**GRAPH))(data))
+    with NoHostSync():
+        order = edge_order(batch.graph_edge_index, padding.size.atoms)
+    assert torch.equal(order.offsets[:, -1], torch.full((2,), padding.size.edges))
 
 
 @pytest.mark.parametrize("edges", [0, 1, 63, 64, 65, 1500, 1024, 20_000, 49_000])
