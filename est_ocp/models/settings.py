@@ -144,6 +144,7 @@ class UpdateSettings:
     scalar_path: bool = False
     random_rotation: bool = False
     use_attention: bool = True
+    recompute_experts: bool = True
 
 
 @dataclass

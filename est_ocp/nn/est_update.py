@@ -71,6 +71,11 @@ class ESTUpdateBlock(nn.Module):
         Off leaves the attention out, for ablations.
     fused_attention : bool
         PyTorch's fused attention kernels; off if second derivatives are needed.
+    fused_kernels : bool
+        The spherical experts' fused kernel where it applies; off likewise.
+    recompute_experts : bool
+        Compute the experts' hidden activations again in the backward pass, where no kernel does:
+        one matrix product more, and the largest tensors of the block are not kept.
 
     Attributes
     ----------
@@ -105,6 +110,8 @@ class ESTUpdateBlock(nn.Module):
         random_rotation: bool = False,
         use_attention: bool = True,
         fused_attention: bool = True,
+        fused_kernels: bool = True,
+        recompute_experts: bool = False,
     ) -> None:
         super().__init__()
         if lmax < 1:
@@ -159,6 +166,8 @@ class ESTUpdateBlock(nn.Module):
                 gate=gate,
                 norm=norm,
                 spherical_bias=not scalar_path,
+                fused=fused_kernels,
+                recompute=recompute_experts,
             )
         self.scalar_path = None
         if scalar_path:

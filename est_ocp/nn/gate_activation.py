@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 
@@ -47,18 +49,39 @@ class GateActivation(nn.Module):
         -------
         Tensor [N, (lmax+1)**2, H]
         """
-        scalars = x[:, :1]
+        scalars, *blocks = x.split([2 * degree + 1 for degree in range(self.lmax + 1)], dim=1)
         pre_activation = scalars if gates is None else torch.cat((scalars, gates), dim=1)
+        return torch.cat(self.by_degree(blocks, pre_activation, weight), dim=1)
+
+    def by_degree(
+        self,
+        blocks: Sequence[torch.Tensor],
+        pre_activation: torch.Tensor,
+        weight: torch.Tensor | None = None,
+    ) -> list[torch.Tensor]:
+        """Activate features whose degrees are tensors of their own.
+
+        Parameters
+        ----------
+        blocks : sequence of Tensor [N, 2 l + 1, H]
+            Features of degrees 1 to lmax.
+        pre_activation : Tensor [N, lmax + 1, H]
+            Scalar features, then the pre-activations of the gates.
+        weight : Tensor [N, H], optional
+            As above.
+
+        Returns
+        -------
+        list of Tensor [N, 2 l + 1, H]
+            Degrees 0 to lmax.
+        """
         factor = torch.sigmoid(pre_activation)
         if weight is not None:
             factor = factor * weight.to(factor.dtype).unsqueeze(1)
         # One product per degree broadcasts the factor over the orders; an expanded factor would
         # be as large as the features themselves and would be kept for the backward pass.
-        blocks = [
-            x[:, degree * degree : (degree + 1) * (degree + 1)] * factor[:, degree : degree + 1]
-            for degree in range(self.lmax + 1)
-        ]
-        return torch.cat(blocks, dim=1)
+        features = (pre_activation[:, :1], *blocks)
+        return [x * f for x, f in zip(features, factor.split(1, dim=1), strict=True)]
 
     def extra_repr(self) -> str:
         return f"lmax={self.lmax}"

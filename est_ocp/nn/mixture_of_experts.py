@@ -49,6 +49,10 @@ class MixtureOfHybridExperts(nn.Module):
         :func:`est_ocp.nn.sphere_norm.spatial_norm`.
     spherical_bias : bool
         Output bias of the spherical experts; it only reaches scalars.
+    fused : bool
+        Use the fused kernel of :class:`SphericalExperts` where it applies.
+    recompute : bool
+        Compute hidden activations again in the backward pass, where no kernel does.
 
     Attributes
     ----------
@@ -75,6 +79,8 @@ class MixtureOfHybridExperts(nn.Module):
         gate: str = "linear",
         norm: str = "sphere",
         spherical_bias: bool = True,
+        fused: bool = True,
+        recompute: bool = False,
     ) -> None:
         super().__init__()
         num_experts = num_spherical_experts + num_steerable_experts
@@ -101,11 +107,18 @@ class MixtureOfHybridExperts(nn.Module):
                 num_spherical_experts,
                 gain=gain,
                 bias=spherical_bias,
+                fused=fused,
+                recompute=recompute,
             )
         self.steerable: SteerableExperts | None = None
         if num_steerable_experts:
             self.steerable = SteerableExperts(
-                channels, steerable_expert_channels, num_steerable_experts, lmax, gain=gain
+                channels,
+                steerable_expert_channels,
+                num_steerable_experts,
+                lmax,
+                gain=gain,
+                recompute=recompute,
             )
 
     def forward(

@@ -7,6 +7,10 @@ import math
 import torch
 from torch import nn
 
+from est_ocp.nn.graph_attention import in_autocast_dtype
+from est_ocp.nn.recompute import recomputed
+from est_ocp.nn.triton.support import can_fuse, experts_fit
+
 
 class _GatedSiLU(torch.autograd.Function):
     """``silu(hidden) * weight`` that keeps only its inputs for the backward pass.
@@ -48,6 +52,9 @@ class SphericalExperts(nn.Module):
     tensor of all experts' hidden activations exists. A point never sees another one, so the
     result is equivariant up to what the rule cannot resolve.
 
+    The fused kernel never writes the hidden activations in the forward pass. It applies in half
+    precision, or in float32 where TF32 is allowed, on GPUs, and has no second derivatives.
+
     The weights start uniform in ``+-1/sqrt(fan-in of one expert)``, the second times `gain`;
     biases start at zero.
 
@@ -64,6 +71,11 @@ class SphericalExperts(nn.Module):
     bias : bool
         Bias of the second map. It only moves the mean over the sphere, the scalar output: leave
         it out where that is not used.
+    fused : bool
+        Use the fused kernel where it applies.
+    recompute : bool
+        Elsewhere, compute the hidden activations again in the backward pass: without it, two
+        tensors of that size are kept.
 
     Attributes
     ----------
@@ -81,8 +93,12 @@ class SphericalExperts(nn.Module):
         *,
         gain: float = 1.0,
         bias: bool = True,
+        fused: bool = True,
+        recompute: bool = False,
     ) -> None:
         super().__init__()
+        self.fused = fused
+        self.recompute = recompute
         self.channels = channels
         self.hidden_channels = hidden_channels
         self.num_experts = num_experts
@@ -120,14 +136,29 @@ class SphericalExperts(nn.Module):
         -------
         Tensor [N, S, C]
         """
+        f = in_autocast_dtype(f)
+        if self.fused and can_fuse(f) and experts_fit(self.channels):
+            from est_ocp.nn.triton.spherical_experts import spherical_experts
+
+            out = spherical_experts(
+                f, gate, self.weight_in.flatten(0, 1), self.bias_in.flatten(),
+                self.weight_out.flatten(1),
+            )  # fmt: skip
+        elif self.recompute:
+            out = recomputed(self._apply_plain, f, gate)
+        else:
+            out = self._apply_plain(f, gate)
+        if self.bias_out is None:
+            return out
+        return out + (gate.to(self.bias_out.dtype) @ self.bias_out).unsqueeze(1).to(out.dtype)
+
+    def _apply_plain(self, f: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
+        """All experts without their output bias."""
         hidden = nn.functional.linear(f, self.weight_in.flatten(0, 1), self.bias_in.flatten())
         hidden = hidden.unflatten(-1, (self.num_experts, self.hidden_channels))
         weight = gate.to(hidden.dtype)[:, None, :, None]
         hidden = _GatedSiLU.apply(hidden, weight).flatten(-2)
-        out = nn.functional.linear(hidden, self.weight_out.flatten(1))
-        if self.bias_out is None:
-            return out
-        return out + (gate.to(self.bias_out.dtype) @ self.bias_out).unsqueeze(1).to(out.dtype)
+        return nn.functional.linear(hidden, self.weight_out.flatten(1))
 
     def extra_repr(self) -> str:
         return (

@@ -3,26 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import nn
 
 from est_ocp.nn.gate_activation import GateActivation
-
-
-def _degree_wise_linear(
-    x: torch.Tensor, weight: torch.Tensor, scalar_bias: torch.Tensor
-) -> torch.Tensor:
-    """Map ``x`` [N, (L+1)**2, I] with one matrix per degree, ``weight`` [L+1, O, I].
-
-    ``scalar_bias`` [O] or [N, 1, O] is added to the scalars.
-    """
-    blocks = [
-        nn.functional.linear(x[:, degree * degree : (degree + 1) * (degree + 1)], matrix)
-        for degree, matrix in enumerate(weight)
-    ]
-    blocks[0] = blocks[0] + scalar_bias.to(blocks[0].dtype)
-    return torch.cat(blocks, dim=1)
+from est_ocp.nn.recompute import recomputed
 
 
 class SteerableExperts(nn.Module):
@@ -31,7 +18,9 @@ class SteerableExperts(nn.Module):
     One expert is a degree-wise linear map ``C -> H``, the Gate activation (SiLU on scalars,
     sigmoids of ``W_g x_{l=0} + b_g`` on higher degrees) and a degree-wise linear map ``H -> C``.
     As in :class:`SphericalExperts` the experts' probabilities multiply the hidden activations,
-    here inside the small tensor of gates, and the second map sums over the experts.
+    here inside the small tensor of gates, and the second map sums over the experts. Between the
+    maps each degree is a tensor of its own: joining and splitting the hidden activations would
+    copy the largest tensors of the module.
 
     The weights start uniform in ``+-1/sqrt(fan-in of one expert)``, the second times `gain`;
     biases start at zero.
@@ -48,6 +37,9 @@ class SteerableExperts(nn.Module):
         Largest degree.
     gain : float
         Factor on the second weight at the start, see :class:`MixtureOfHybridExperts`.
+    recompute : bool
+        Compute the hidden activations again in the backward pass: without it, two tensors of that
+        size are kept.
 
     Attributes
     ----------
@@ -67,8 +59,10 @@ class SteerableExperts(nn.Module):
         lmax: int,
         *,
         gain: float = 1.0,
+        recompute: bool = False,
     ) -> None:
         super().__init__()
+        self.recompute = recompute
         self.channels = channels
         self.hidden_channels = hidden_channels
         self.num_experts = num_experts
@@ -117,27 +111,46 @@ class SteerableExperts(nn.Module):
         -------
         Tensor [N, (lmax+1)**2, C]
         """
-        return self.project(self.activate(x, gate), gate)
+        if self.recompute:
+            return recomputed(self._apply_plain, x, gate)
+        return self._apply_plain(x, gate)
+
+    def _apply_plain(self, x: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
+        return self._project(self._activate(x, gate), gate)
 
     def activate(self, x: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
         """First map and activation, weighed by the ``gate``: [N, (lmax+1)**2, E * H]."""
-        hidden = _degree_wise_linear(x, self.weight_in.flatten(1, 2), self.bias_in.flatten())
-        weight = gate.repeat_interleave(self.hidden_channels, dim=1)
-        return self.activation(hidden, self._degree_gates(x[:, 0]), weight)
+        return torch.cat(self._activate(x, gate), dim=1)
 
     def project(self, hidden: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
         """Second map to [N, (lmax+1)**2, C], linear in ``hidden`` and ``gate`` together."""
-        bias_out = torch.einsum("ne,ec->nc", gate.to(self.bias_out.dtype), self.bias_out)
-        return _degree_wise_linear(hidden, self.weight_out.flatten(2), bias_out.unsqueeze(1))
+        return self._project(self._degrees(hidden), gate)
 
-    def _degree_gates(self, scalars: torch.Tensor) -> torch.Tensor | None:
-        """Pre-activations [N, lmax, E * H] of the higher degrees' gates."""
-        if self.weight_gate is None:
-            return None
-        gates = nn.functional.linear(
-            scalars, self.weight_gate.flatten(0, 2), self.bias_gate.flatten()
-        )
-        return gates.unflatten(-1, (self.lmax, self.num_experts * self.hidden_channels))
+    def _degrees(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return x.split([2 * degree + 1 for degree in range(self.lmax + 1)], dim=1)
+
+    def _activate(self, x: torch.Tensor, gate: torch.Tensor) -> list[torch.Tensor]:
+        """Weighed activations [N, 2 l + 1, E * H] of every degree l."""
+        scalars, *blocks = self._degrees(x)
+        of_scalars, *matrices = self.weight_in.flatten(1, 2).unbind()
+        bias = self.bias_in.flatten()
+        if self.weight_gate is not None:
+            # Scalars and gates are maps of the same input: one product.
+            of_scalars = torch.cat((of_scalars, self.weight_gate.flatten(0, 2)))
+            bias = torch.cat((bias, self.bias_gate.flatten()))
+        pre_activation = nn.functional.linear(scalars.squeeze(1), of_scalars, bias)
+        pre_activation = pre_activation.unflatten(-1, (self.lmax + 1, -1))
+        hidden = [nn.functional.linear(b, m) for b, m in zip(blocks, matrices, strict=True)]
+        weight = gate.repeat_interleave(self.hidden_channels, dim=1)
+        return self.activation.by_degree(hidden, pre_activation, weight)
+
+    def _project(self, hidden: Sequence[torch.Tensor], gate: torch.Tensor) -> torch.Tensor:
+        """Second map of every degree's activations, joined."""
+        matrices = self.weight_out.flatten(2).unbind()
+        blocks = [nn.functional.linear(h, m) for h, m in zip(hidden, matrices, strict=True)]
+        bias_out = torch.einsum("ne,ec->nc", gate.to(self.bias_out.dtype), self.bias_out)
+        blocks[0] = blocks[0] + bias_out.unsqueeze(1).to(blocks[0].dtype)
+        return torch.cat(blocks, dim=1)
 
     def extra_repr(self) -> str:
         return (

@@ -15,41 +15,10 @@ import triton.language as tl
 from torch import Tensor
 
 from est_ocp.nn.triton.support import SMALLEST_BLOCK, block_size
-
-#: How the kernels compute tanh: in Triton's own functions (interpreter, other vendors' GPUs), by
-#: the approximate exponential and reciprocal (error 1e-7), or by one instruction (5e-4, which is
-#: below the rounding of bfloat16 products).
-PORTABLE, EXPONENTIAL, INSTRUCTION = range(3)
+from est_ocp.nn.triton.tanh import tanh, tanh_kind
 
 #: Programs that fill the largest GPUs several times over.
 ENOUGH_PROGRAMS = 2048
-
-
-@triton.jit
-def _tanh(h, TANH: tl.constexpr):
-    if TANH == 2:
-        return tl.inline_asm_elementwise(
-            "tanh.approx.f32 $0, $1;", "=f,f", [h], dtype=tl.float32, is_pure=True, pack=1
-        )
-    if TANH == 1:
-        return tl.inline_asm_elementwise(
-            """
-            {
-            .reg .f32 e;
-            mul.f32 e, $1, 0fC038AA3B;
-            ex2.approx.ftz.f32 e, e;
-            add.f32 e, e, 0f3F800000;
-            rcp.approx.ftz.f32 e, e;
-            fma.rn.f32 $0, e, 0f40000000, 0fBF800000;
-            }
-            """,
-            "=f,f",
-            [h],
-            dtype=tl.float32,
-            is_pure=True,
-            pack=1,
-        )
-    return 2.0 * tl.sigmoid(2.0 * h) - 1.0
 
 
 @triton.jit
@@ -74,14 +43,14 @@ def _points(
 @triton.jit
 def _activate(out, x, to_points, from_points, TANH: tl.constexpr):
     h = tl.dot(x, to_points)
-    h += h * _tanh(h, TANH)
+    h += h * tanh(h, TANH)
     return tl.dot(h.to(x.dtype), tl.trans(from_points), out)
 
 
 @triton.jit
 def _differentiate(out, x, grad, to_points, from_points, TANH: tl.constexpr):
     h = tl.dot(x, to_points)
-    t = _tanh(h, TANH)
+    t = tanh(h, TANH)
     grad = tl.dot(grad, from_points)
     # Twice the derivative of SiLU is 1 + t + h (1 - t^2); the matrix is halved.
     values = grad + grad * (t + h * (1.0 - t * t))
@@ -233,7 +202,7 @@ class Settings:
     num_warps, num_stages : int
         Triton's options.
     tanh : int
-        One of `PORTABLE`, `EXPONENTIAL` and `INSTRUCTION`.
+        See :mod:`est_ocp.nn.triton.tanh`.
     """
 
     rows: int
@@ -246,12 +215,10 @@ class Settings:
 
 def default_settings(dtype: torch.dtype, backward: bool) -> Settings:
     """Settings for features of a type, where the caller gives none."""
-    compiled = isinstance(_forward_kernel, triton.JITFunction) and torch.version.hip is None
-    tanh = PORTABLE
-    if compiled:
-        tanh = INSTRUCTION if dtype == torch.bfloat16 else EXPONENTIAL
     rows = 64 if backward or dtype == torch.float32 else 128
-    return Settings(rows=rows, tiles=16, points=64, num_warps=4, num_stages=2, tanh=tanh)
+    return Settings(
+        rows=rows, tiles=16, points=64, num_warps=4, num_stages=2, tanh=tanh_kind(dtype)
+    )
 
 
 def point_blocks(num_points: int, largest: int) -> tuple[int, int, int, int]:

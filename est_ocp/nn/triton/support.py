@@ -43,3 +43,8 @@ def matrices_fit(rows: int, rows_out: int, points: int) -> bool:
         Points on the sphere.
     """
     return 4 * (block_size(rows) + block_size(rows_out)) * block_size(points) <= MATRIX_BYTES
+
+
+def experts_fit(channels: int) -> bool:
+    """Whether the fused experts can hold rows of so many channels in registers."""
+    return channels <= 256

@@ -17,6 +17,7 @@ if not torch.cuda.is_available():
 
 from est_ocp.nn.s2_activation import plain_silu_on_points
 from est_ocp.nn.triton import silu_on_points as kernels
+from est_ocp.nn.triton.tanh import EXPONENTIAL, PORTABLE
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -68,7 +69,7 @@ def main(dtype: torch.dtype) -> None:
     compare("message_block", dtype, (5, 19, 19, 24, 110))
     compare("few_rows_out", dtype, (3, 9, 5, 8, 26))
     compare("many_points", dtype, (2, 14, 16, 4, 300))
-    portable = kernels.PORTABLE if DEVICE == "cpu" else kernels.EXPONENTIAL
+    portable = PORTABLE if DEVICE == "cpu" else EXPONENTIAL
     for rows, tiles, points in product((16, 64), (1, 2), (16, 128)):
         settings = kernels.Settings(rows, tiles, points, num_warps=4, num_stages=1, tanh=portable)
         compare(f"settings_{rows}_{tiles}_{points}", dtype, (5, 9, 9, 20, 50), settings)
