@@ -1,4 +1,4 @@
-"""Measure rows of this project's models, as JSON lines; called by ``run.py``, a process a precision.
+"""Measure rows of this project's models, as JSON lines; a process a precision of ``run.py``.
 
     python benchmarks/own_rows.py ROWS SETTINGS
 

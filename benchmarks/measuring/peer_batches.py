@@ -1,4 +1,4 @@
-"""The batches of a run as plain tensors in a file, for a process without this project's packages."""
+"""The batches of a run as plain tensors in a file, for a process without this project."""
 
 from __future__ import annotations
 
