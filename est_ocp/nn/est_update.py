@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from est_ocp.errors import ConfigError
+from est_ocp.nn.graph_attention import in_autocast_dtype
 from est_ocp.nn.mixture_of_experts import MixtureOfHybridExperts
 from est_ocp.nn.random_rotation import RandomRotation, rotate
 from est_ocp.nn.so3_linear import SO3Linear
@@ -204,7 +205,9 @@ class ESTUpdateBlock(nn.Module):
         f = attended = None
         if self.transform is not None:
             in_frame = h if frame is None else rotate(h, frame)
-            f = self.transform.to_points(in_frame / (self.lmax + 1))
+            # Rounded before the transform: the feature on the sphere, several times larger, is then
+            # made and kept in autocast's type.
+            f = self.transform.to_points(in_autocast_dtype(in_frame / (self.lmax + 1)))
         if self.attention is not None:
             attended = self.attention(f)
             f = f + attended

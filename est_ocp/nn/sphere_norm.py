@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from est_ocp.errors import ConfigError
+from est_ocp.nn.recompute import recomputed
 from est_ocp.sphere import ConstantBuffers, SphereRule
 
 NORMS = ("point", "sphere")
@@ -18,7 +19,11 @@ class SphereNorm(ConstantBuffers):
     point by its own standard deviation, as LayerNorm does, multiplies a band-limited feature by
     a function that is not: it creates degrees that the points cannot resolve and breaks
     equivariance in proportion. The divisor here is one invariant number a node, so the
-    normalised feature stays band-limited. The arithmetic runs in at least float32.
+    normalised feature stays band-limited.
+
+    The arithmetic runs in at least float32. For features in half precision, as EST's update has
+    them under autocast, the features alone are kept for the backward pass, which computes the rest
+    again in float32, and the result is rounded to their type.
 
     Parameters
     ----------
@@ -44,7 +49,15 @@ class SphereNorm(ConstantBuffers):
         nn.init.zeros_(self.bias)
 
     def forward(self, f: torch.Tensor) -> torch.Tensor:
-        """Normalise ``f`` [N, S, C]; the result has at least float32 precision."""
+        """Normalise ``f`` [N, S, C]; in half precision if ``f`` is, else in float32 at least."""
+        if f.dtype in (torch.bfloat16, torch.float16):
+            return recomputed(self._rounded, f)
+        return self._normalise(f)
+
+    def _rounded(self, f: torch.Tensor) -> torch.Tensor:
+        return self._normalise(f).to(f.dtype)
+
+    def _normalise(self, f: torch.Tensor) -> torch.Tensor:
         with torch.autocast(f.device.type, enabled=False):
             f = f.to(torch.promote_types(f.dtype, self.point_weights.dtype))
             centred = f - f.mean(dim=-1, keepdim=True)

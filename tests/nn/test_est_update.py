@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from est_ocp.errors import ConfigError
 from est_ocp.nn.est_update import ESTUpdateBlock
@@ -186,6 +188,32 @@ def test_double_is_float64_accurate():
     x = features(dtype=torch.float64)
     back = block.transform.from_points(block.transform.to_points(x))
     torch.testing.assert_close(back, x, rtol=0, atol=1e-13)
+
+
+def test_autocast_keeps_features_on_the_sphere_in_its_type():
+    """Compiled with its gradients, and inside an outer recomputation as well."""
+    block, x = make(num_steerable_experts=0), features().requires_grad_()
+    wide = 4 * (len(x) * block.transform.num_points * CHANNELS)
+    kept = []
+
+    def pack(tensor):
+        kept.append(tensor.nbytes if tensor.dtype == torch.float32 else 0)
+        return tensor
+
+    def gradient(function):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            out = function(x)
+        return torch.autograd.grad(out.float().square().sum(), x)[0]
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        expected = gradient(block)
+    assert max(kept) < wide
+    torch.compiler.reset()
+    compiled = torch.compile(block, backend="aot_eager", dynamic=True, fullgraph=True)
+    nested = partial(checkpoint, block, use_reentrant=False)
+    for function in (compiled, nested):
+        error = (gradient(function) - expected).norm() / expected.norm()
+        assert error < TOL[torch.bfloat16]
 
 
 def test_gate_can_be_hooked():

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from est_ocp.errors import ConfigError
 from est_ocp.nn.sphere_norm import SphereNorm, spatial_norm
@@ -43,8 +44,56 @@ def test_affine_and_autocast():
     f = torch.randn(3, 26, 6)
     plain = SphereNorm(6, make_rule("lebedev", 26))(f)
     torch.testing.assert_close(norm(f), 2.0 * plain + 0.5)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert norm(f.bfloat16()).dtype == torch.float32
+
+
+def half_and_float32() -> tuple[SphereNorm, torch.Tensor, torch.Tensor]:
+    """A norm, a feature in bfloat16 and the same numbers in float32."""
+    torch.manual_seed(0)
+    norm = SphereNorm(6, make_rule("lebedev", 26))
+    torch.nn.init.normal_(norm.weight, mean=1.0, std=0.2)
+    half = (torch.randn(3, 26, 6) * 4 + 2).bfloat16()
+    return norm, half.requires_grad_(), half.detach().float().requires_grad_()
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_half_precision_is_float32_arithmetic_rounded_once(autocast):
+    norm, half, precise = half_and_float32()
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+        out = norm(half)
+    expected = norm(precise)
+    assert torch.equal(out, expected.bfloat16())
+    grad = torch.randn(3, 26, 6).bfloat16()
+    mine = torch.autograd.grad(out, (half, norm.weight, norm.bias), grad)
+    theirs = torch.autograd.grad(expected, (precise, norm.weight, norm.bias), grad.float())
+    assert torch.equal(mine[0], theirs[0].bfloat16())
+    for one, other in zip(mine[1:], theirs[1:], strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=TOL[torch.float32])
+
+
+def test_half_precision_keeps_its_input_alone():
+    norm, half, _ = half_and_float32()
+    kept = []
+
+    def pack(tensor):
+        kept.append((tensor.dtype, tensor.numel()))
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        out = norm(half * 1.0)
+    assert not [size for dtype, size in kept if dtype == torch.float32 and size == out.numel()]
+
+
+def test_recomputation_nests_and_compiles_to_one_graph():
+    norm, half, _ = half_and_float32()
+
+    def nested(f):
+        return checkpoint(norm, f, use_reentrant=False)
+
+    compiled = torch.compile(norm, backend="aot_eager", dynamic=True, fullgraph=True)
+    (expected,) = torch.autograd.grad(norm(half).float().square().sum(), half)
+    for function in (nested, compiled):
+        (grad,) = torch.autograd.grad(function(half).float().square().sum(), half)
+        torch.testing.assert_close(grad, expected, rtol=0, atol=TOL[torch.bfloat16])
 
 
 def test_unknown_kind_is_refused():
