@@ -78,6 +78,10 @@ def count(block: nn.Module, nodes: int, element_size: int, backward: bool) -> Bl
     """
     shape = ((block.lmax + 1) ** 2, block.channels)
     spare = copy.deepcopy(block).to("cpu").train()
+    for module in spare.modules():
+        # What is computed twice to save memory is no part of the least work.
+        if hasattr(module, "recompute"):
+            module.recompute = False
     x = torch.randn(COUNTED_NODES, *shape, requires_grad=backward)
     traffic = _ProductElements()
     with (

@@ -39,7 +39,7 @@ def compile_layers(model: torch.nn.Module, wanted: bool) -> None:
 
 def new_optimizer(model: torch.nn.Module) -> torch.optim.AdamW:
     """AdamW as in the configs."""
-    return torch.optim.AdamW(model.parameters(), lr=4e-4, weight_decay=1e-3)
+    return torch.optim.AdamW(model.parameters(), lr=4e-4, weight_decay=1e-3, fused=True)
 
 
 def training_step(

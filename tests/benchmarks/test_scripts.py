@@ -56,7 +56,8 @@ def test_curves(bench, tiny_data, tmp_path):
     script, file = bench("precision_curves"), tmp_path / "speed_curves.csv"
     options = ["--data", str(tiny_data), "--model", "est_s2ef_debug", "--device", "cpu"]
     options += ["--steps", "4", "--batch", "2", "--eval-batches", "1", "--workers", "0"]
-    script.main([*options, "--every", "2", "--runs", "tf32:0", "bf16:0", "--out", str(file)])
+    options += ["--every", "2", "--runs", "tf32:0", "bf16:0", "--out", str(file)]
+    script.main([*options, "--", "data=demo_s2ef"])
     rows = bench("measuring.records").read(file)
     assert set(rows[0]) == set(script.COLUMNS)
     assert [(row["precision"], row["split"], row["step"]) for row in rows] == [
