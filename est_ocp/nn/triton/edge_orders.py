@@ -23,7 +23,7 @@ from est_ocp.nn.triton.support import block_size
 
 #: Settings of the two kernels.
 FORWARD = Launch()
-BACKWARD = Launch(num_stages=2, row_bytes=128)
+BACKWARD = Launch(row_bytes=128)
 
 
 @triton.jit

@@ -15,7 +15,7 @@ from est_ocp.nn.triton.launch import Launch
 from est_ocp.nn.triton.support import block_size
 
 #: Settings of the two kernels.
-FORWARD = Launch(num_stages=2)
+FORWARD = Launch(row_bytes=128)
 BACKWARD = Launch()
 
 

@@ -23,7 +23,7 @@ from tests.nn.message_graph import make_attention, make_graph
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 FLOAT = torch.float32
-NODES, EDGES, LMAX, MMAX = 4, 6, 2, 1
+NODES, EDGES, LMAX, MMAX = 4, 5, 2, 1
 
 Call = Callable[..., torch.Tensor]
 Inputs = tuple[torch.Tensor, ...]

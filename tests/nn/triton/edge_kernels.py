@@ -23,7 +23,7 @@ from est_ocp.nn.triton import edge_orders, edge_sum
 from est_ocp.nn.triton.launch import Launch
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-NODES, EDGES, LMAX, MMAX, CHANNELS = 4, 9, 2, 1, 20
+NODES, EDGES, LMAX, MMAX, CHANNELS = 4, 7, 2, 1, 20
 ROWS, COEFFICIENTS = num_frame_rows(LMAX, MMAX), (LMAX + 1) ** 2
 #: Two heads whose width is no power of two.
 HEADS, WIDTH = 3, 12
@@ -171,8 +171,9 @@ def main(dtype: torch.dtype) -> None:
     for orders in range(1, MMAX + 2):
         compare_orders(dtype, orders)
     compare_sum(dtype)
-    compare_launches(dtype)
     check_no_edges(dtype)
+    if dtype == torch.float32:
+        compare_launches(dtype)
 
 
 if __name__ == "__main__":

@@ -11,17 +11,9 @@ import torch
 
 pytest.importorskip("triton", reason="the fused kernels need Triton")
 
-COMPARED = {
-    "orders",
-    "orders_1_gradient",
-    "orders_2_gradient",
-    "sum",
-    "sum_gradient",
-    "launch_orders",
-    "launch_orders_gradient",
-    "launch_sum",
-    "launch_sum_gradient",
-}
+COMPARED = {"orders", "orders_1_gradient", "orders_2_gradient", "sum", "sum_gradient"}
+#: Settings of a launch change no result; compared in float32.
+LAUNCHES = {"launch_orders", "launch_orders_gradient", "launch_sum", "launch_sum_gradient"}
 #: Relative to the largest value. TF32 products on a GPU round to 10 bits; the interpreter
 #: computes in float32.
 ROUNDING = {
@@ -62,7 +54,7 @@ def test_kernels_equal_plain_pytorch():
     for dtype, errors in of_dtype.items():
         assert errors.pop("no_edges_0") == errors.pop("no_edges_4") == 0
         compared = {name.rstrip("_0123456789") for name in errors}
-        assert compared == COMPARED
+        assert compared == (COMPARED | LAUNCHES if dtype == "float32" else COMPARED)
         assert max(errors.values()) < ROUNDING[dtype], errors
 
 
