@@ -125,7 +125,7 @@ class SeparableS2Activation(ConstantBuffers):
         to_points, from_points = activation_matrices(rule, lmax, mmax)
         rows = order_major_index(lmax, mmax)
         rows_out = rows[1 : num_frame_rows(lmax, self.mmax_out)]
-        self.fused = fused and matrices_fit(len(rows), len(rows_out), len(to_points))
+        self.fused = fused and matrices_fit(len(rows), len(rows_out) + 1, len(to_points))
         self.register_constant("to_points_matrix", to_points[:, rows])
         self.register_constant("from_points_matrix", from_points[rows_out])
 

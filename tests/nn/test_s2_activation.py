@@ -87,6 +87,6 @@ def test_matrices_too_large_for_shared_memory_are_not_fused() -> None:
 
     assert fused(4, 2, 110)
     assert fused(6, 2, 194)
-    assert not fused(6, 2, 590)
+    assert not fused(6, 2, 302)
     assert not fused(6, 6, 302)
     assert not SeparableS2Activation(make_rule("lebedev", 26), 2, 2, fused=False).fused

@@ -14,11 +14,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from est_ocp.nn.triton.support import SMALLEST_BLOCK, block_size
+from est_ocp.nn.triton.support import SMALLEST_BLOCK, block_size, matrix_bytes
 from est_ocp.nn.triton.tanh import tanh, tanh_kind
 
 #: Programs that fill the largest GPUs several times over.
 ENOUGH_PROGRAMS = 2048
+
+#: Bytes of both matrices beside which float32 gradients have to be worked on in small blocks, to
+#: stay within 99 KiB of shared memory.
+LARGE_MATRICES = 32 * 1024
 
 
 @triton.jit
@@ -213,12 +217,17 @@ class Settings:
     tanh: int
 
 
-def default_settings(dtype: torch.dtype, backward: bool) -> Settings:
-    """Settings for features of a type, where the caller gives none."""
-    rows = 64 if backward or dtype == torch.float32 else 128
-    return Settings(
-        rows=rows, tiles=16, points=64, num_warps=4, num_stages=2, tanh=tanh_kind(dtype)
-    )
+def default_settings(dtype: torch.dtype, backward: bool, matrices: int = 0) -> Settings:
+    """Settings for features of a type, where the caller gives none.
+
+    `matrices` are the bytes of both, see :func:`est_ocp.nn.triton.support.matrix_bytes`.
+    """
+    if dtype == torch.float32 and backward and matrices > LARGE_MATRICES:
+        shape = {"rows": 32, "num_warps": 2, "num_stages": 1}
+    else:
+        rows = 64 if backward or dtype == torch.float32 else 128
+        shape = {"rows": rows, "num_warps": 4, "num_stages": 2}
+    return Settings(tiles=16, points=64, tanh=tanh_kind(dtype), **shape)
 
 
 def point_blocks(num_points: int, largest: int) -> tuple[int, int, int, int]:
@@ -306,6 +315,11 @@ def backward(
     return grad_scalars, out
 
 
+def _settings(x: Tensor, from_points: Tensor, backward: bool) -> Settings:
+    matrices = matrix_bytes(x.shape[1], from_points.shape[0] + 1, from_points.shape[1])
+    return default_settings(x.dtype, backward, matrices)
+
+
 def _unit_stride(scalars: Tensor) -> Tensor:
     """Rows may lie apart, as those of a slice of the channels do; channels may not."""
     return scalars if scalars.stride(-1) == 1 else scalars.contiguous()
@@ -329,7 +343,8 @@ def silu_on_points(scalars: Tensor, x: Tensor, to_points: Tensor, from_points: T
     Tensor [E, R_out, C]
         In the type of `x`.
     """
-    return forward(scalars, x, to_points, from_points, default_settings(x.dtype, backward=False))
+    settings = _settings(x, from_points, backward=False)
+    return forward(scalars, x, to_points, from_points, settings)
 
 
 @torch.library.custom_op("est_ocp::silu_on_points_backward", mutates_args=())
@@ -343,7 +358,7 @@ def silu_on_points_backward(
     grad_scalars : Tensor [E, C]
     grad_x : Tensor [E, R, C]
     """
-    settings = default_settings(x.dtype, backward=True)
+    settings = _settings(x, from_points, backward=True)
     return backward(grad, scalars, x, to_points, from_points, settings)
 
 

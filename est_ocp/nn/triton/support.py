@@ -9,9 +9,9 @@ import torch
 #: Triton's matrix products want blocks of at least this many rows and columns.
 SMALLEST_BLOCK = 16
 
-#: Bytes that the two matrices of the fused S2 activation may take of a GPU's shared memory; the
-#: smallest of current GPUs have 99 KiB a block.
-MATRIX_BYTES = 64 * 1024
+#: Bytes that the two matrices of the fused S2 activation may take of a GPU's shared memory, where
+#: blocks of features have to fit beside them; the smallest of current GPUs have 99 KiB a block.
+MATRIX_BYTES = 56 * 1024
 
 
 def can_fuse(x: torch.Tensor) -> bool:
@@ -32,8 +32,8 @@ def block_size(size: int) -> int:
     return max(SMALLEST_BLOCK, 1 << (size - 1).bit_length())
 
 
-def matrices_fit(rows: int, rows_out: int, points: int) -> bool:
-    """Whether the fused S2 activation can hold its two matrices, in float32.
+def matrix_bytes(rows: int, rows_out: int, points: int) -> int:
+    """Bytes of the fused S2 activation's two matrices, in float32.
 
     Parameters
     ----------
@@ -42,7 +42,13 @@ def matrices_fit(rows: int, rows_out: int, points: int) -> bool:
     points : int
         Points on the sphere.
     """
-    return 4 * (block_size(rows) + block_size(rows_out)) * block_size(points) <= MATRIX_BYTES
+    padded = -(-points // SMALLEST_BLOCK) * SMALLEST_BLOCK
+    return 4 * (block_size(rows) + block_size(rows_out)) * padded
+
+
+def matrices_fit(rows: int, rows_out: int, points: int) -> bool:
+    """Whether the fused S2 activation can hold its two matrices, see :func:`matrix_bytes`."""
+    return matrix_bytes(rows, rows_out, points) <= MATRIX_BYTES
 
 
 def experts_fit(channels: int) -> bool:
