@@ -21,7 +21,6 @@ from pathlib import Path
 
 import hydra
 import numpy as np
-import torch
 from hydra import compose, initialize_config_module
 from measuring.machine import facts
 from measuring.records import CsvFile
@@ -72,8 +71,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--csv", action="store_true", help="write OUT/speed_loading.csv too")
     arguments = parser.parse_args(argv)
     file = CsvFile(arguments.out / "speed_loading.csv", COLUMNS) if arguments.csv else None
-    # Loading is the processor's; the card only says which machine this was.
-    machine = facts("cuda" if torch.cuda.is_available() else "cpu")
+    # Without a look at the GPU: processes are forked from this one.
+    machine = facts("cpu")
     with initialize_config_module("est_ocp.configs", version_base=None):
         cfg = compose("train_s2ef", [f"model={arguments.model}", "cluster=local_cpu"])
     tasks = [hydra.utils.instantiate(task) for task in cfg.task_list]

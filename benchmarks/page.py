@@ -90,8 +90,9 @@ Rows are `model.mode.precision.structures`. *est*: the 45M EST model (`est_s2ef_
 this package's EquiformerV2-31M, *stock*: fairchem-core 1.10.0's EquiformerV2-31M as its users run
 it, in a process of its own on the same batches. Random weights; random slabs of OC20's sizes, on
 the device beforehand; a step includes the search for neighbours, a training step also the loss and
-AdamW. Spread: distance of the quartiles of the steps' rates over their median. Peak: all that
-PyTorch holds in the timed steps. Loading is a section of its own.{note if settings else ""}
+AdamW (in one kernel, as in the configs; stock's as in its trainer). Spread: distance of the
+quartiles of the steps' rates over their median. Peak: all that PyTorch holds in the timed steps.
+Loading is a section of its own.{note if settings else ""}
 
 {figures_table(rows)}
 

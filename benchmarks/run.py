@@ -12,6 +12,7 @@ neighbours. FOLDER holds fairchem-core 1.10.0's unpacked wheel (stock Equiformer
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import sys
 import time
@@ -96,7 +97,7 @@ def stock_records(
 def own_records(
     rows: list[Row], arguments: argparse.Namespace, deadline: float
 ) -> Iterator[dict[str, Any]]:
-    """Measure our rows, a process a precision."""
+    """Measure our rows, a process for each stretch of one precision."""
     est, baseline = QUICK_MODELS if arguments.quick else MODELS
     settings = {
         "device": arguments.device, "steps": arguments.steps, "deadline": deadline,
@@ -107,8 +108,8 @@ def own_records(
 
         yield from measured(rows, Settings(**settings))
         return
-    for precision in dict.fromkeys(row.precision for row in rows):
-        some = [row for row in rows if row.precision == precision]
+    for _, group in itertools.groupby(rows, key=lambda row: row.precision):
+        some = list(group)
         listed = json.dumps([asdict(row) for row in some])
         command = [str(FOLDER / "own_rows.py"), listed, json.dumps(settings)]
         yield from records(command, some, deadline + GRACE - time.time())

@@ -152,6 +152,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=8, help="where it is not varied")
     parser.add_argument("--only", nargs="+", choices=tuple(LABELS), default=list(LABELS))
     parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--minutes", type=float, default=60.0, help="none begins after that")
     parser.add_argument("--quick", action="store_true", help="a tiny model and tiny sweeps")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path, default=Path("runs/benchmarks"), help="folder")
@@ -173,6 +174,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         row = {"sweep": setting.sweep, "x": setting.value, "batch": setting.batch}
         row |= {"setting": " ".join(setting.overrides)} | common
         try:
+            if time.time() - started > 60 * arguments.minutes:
+                raise TimeoutError("no time left")
             row |= figures(setting, model, arguments.precision, arguments.steps, arguments.device)
         except torch.OutOfMemoryError:
             row["error"] = "out of memory"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import re
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
@@ -33,6 +34,12 @@ def installed(package: str) -> str:
         return "none"
 
 
+def fairchem_version() -> str:
+    """Version of fairchem-core, which may lie on the path without being installed."""
+    found = installed("fairchem-core")
+    return getattr(sys.modules.get("fairchem.core"), "__version__", found)
+
+
 def commit() -> str:
     """Commit of this checkout, ``+`` if files differ from it, or ``unknown``."""
     folder = Path(__file__).parent
@@ -56,7 +63,7 @@ def facts(device: str) -> dict[str, str]:
         "card": card_name(device),
         "torch": torch.__version__,
         "triton": installed("triton"),
-        "fairchem": installed("fairchem-core"),
+        "fairchem": fairchem_version(),
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
     }
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import signal
 import subprocess
 import sys
 import threading
@@ -27,8 +30,11 @@ def records(
     seconds : float
         It is ended after that.
     """
-    process = subprocess.Popen([sys.executable, *command], stdout=subprocess.PIPE, text=True)
-    timer = threading.Timer(max(seconds, 1.0), process.kill)
+    # A session of its own, to end what it starts (compilers) along with it.
+    process = subprocess.Popen(
+        [sys.executable, *command], stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    timer = threading.Timer(max(seconds, 1.0), _end, [process])
     timer.start()
     seen = set()
     try:
@@ -40,8 +46,14 @@ def records(
         code = process.wait()
     finally:
         timer.cancel()
-        process.kill()
+        _end(process)
     for row in rows:
         if row.name not in seen:
             error = "no time left" if code == -9 else f"the process ended with code {code}"
             yield asdict(row) | {"name": row.name, "error": error}
+
+
+def _end(process: subprocess.Popen) -> None:
+    """Kill a process and those that it started."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)

@@ -149,12 +149,12 @@ def gpu_kernels(events: Iterable[dict[str, Any]]) -> list[Kernel]:
     for event in events:
         category, arguments = event.get("cat"), event.get("args", {})
         key = arguments.get("External id")
-        if category in ("cpu_op", "user_annotation"):
+        if category == "cpu_op":
             operators[key] = event
         elif category in ("kernel", "gpu_memcpy", "gpu_memset"):
             # Without an operator: a group of its own.
-            known = key in operators or key is not None
-            launched.setdefault(key if known else ("alone", id(event)), []).append(event)
+            group = ("alone", id(event)) if key is None else key
+            launched.setdefault(group, []).append(event)
     out = []
     for key, kernels in launched.items():
         operator = operators.get(key, {})

@@ -52,3 +52,12 @@ def test_every_sweep_is_built(bench):
             "atoms": setting.batch,
         }
         assert found[setting.sweep] == setting.value
+
+
+def test_settings_without_time_are_left_out(bench, tmp_path):
+    scaling, records = bench("scaling"), bench("measuring.records")
+    options = ["--quick", "--device", "cpu", "--out", str(tmp_path), "--minutes", "-1"]
+    scaling.main([*options, "--only", "layers"])
+    rows = records.read(tmp_path / "speed_scaling.csv")
+    assert [row["error"] for row in rows] == ["TimeoutError: no time left"] * 3
+    assert records.read(tmp_path / "speed_exponents.csv") == []
