@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import sys
-from itertools import product
 
 import torch
 
@@ -70,7 +69,7 @@ def main(dtype: torch.dtype) -> None:
     compare("few_rows_out", dtype, (3, 9, 5, 8, 26))
     compare("many_points", dtype, (2, 14, 16, 4, 300))
     portable = PORTABLE if DEVICE == "cpu" else EXPONENTIAL
-    for rows, tiles, points in product((16, 64), (1, 2), (16, 128)):
+    for rows, tiles, points in ((16, 1, 128), (16, 2, 32), (64, 2, 16)):
         settings = kernels.Settings(rows, tiles, points, num_warps=4, num_stages=1, tanh=portable)
         compare(f"settings_{rows}_{tiles}_{points}", dtype, (5, 9, 9, 20, 50), settings)
     empty = [torch.zeros(0, 8, device=DEVICE), torch.zeros(0, 9, 8, device=DEVICE)]
