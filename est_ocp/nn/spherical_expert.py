@@ -53,7 +53,9 @@ class SphericalExperts(nn.Module):
     result is equivariant up to what the rule cannot resolve.
 
     The fused kernel never writes the hidden activations in the forward pass. It applies in half
-    precision, or in float32 where TF32 is allowed, on GPUs, and has no second derivatives.
+    precision, or in float32 where TF32 is allowed, on GPUs, and has no second derivatives. Under
+    ``torch.compile`` it is left out where gradients are wanted: what the compiler makes of the
+    plain form is faster there, though it keeps more.
 
     The weights start uniform in ``+-1/sqrt(fan-in of one expert)``, the second times `gain`;
     biases start at zero.
@@ -137,7 +139,7 @@ class SphericalExperts(nn.Module):
         Tensor [N, S, C]
         """
         f = in_autocast_dtype(f)
-        if self.fused and can_fuse(f) and experts_fit(self.channels):
+        if self._use_kernel(f):
             from est_ocp.nn.triton.spherical_experts import spherical_experts
 
             out = spherical_experts(
@@ -151,6 +153,11 @@ class SphericalExperts(nn.Module):
         if self.bias_out is None:
             return out
         return out + (gate.to(self.bias_out.dtype) @ self.bias_out).unsqueeze(1).to(out.dtype)
+
+    def _use_kernel(self, f: torch.Tensor) -> bool:
+        if torch.compiler.is_compiling() and torch.is_grad_enabled():
+            return False
+        return self.fused and can_fuse(f) and experts_fit(self.channels)
 
     def _apply_plain(self, f: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
         """All experts without their output bias."""

@@ -223,11 +223,12 @@ def default_settings(dtype: torch.dtype, backward: bool, matrices: int = 0) -> S
     `matrices` are the bytes of both, see :func:`est_ocp.nn.triton.support.matrix_bytes`.
     """
     if dtype == torch.float32 and backward and matrices > LARGE_MATRICES:
-        shape = {"rows": 32, "num_warps": 2, "num_stages": 1}
-    else:
-        rows = 64 if backward or dtype == torch.float32 else 128
-        shape = {"rows": rows, "num_warps": 4, "num_stages": 2}
-    return Settings(tiles=16, points=64, tanh=tanh_kind(dtype), **shape)
+        return Settings(32, 16, 64, num_warps=2, num_stages=1, tanh=tanh_kind())
+    half_forward = dtype != torch.float32 and not backward
+    points = 32 if dtype != torch.float32 and backward else 64
+    return Settings(
+        64, 16, points, num_warps=4, num_stages=3 if half_forward else 1, tanh=tanh_kind()
+    )
 
 
 def point_blocks(num_points: int, largest: int) -> tuple[int, int, int, int]:

@@ -22,6 +22,9 @@ from est_ocp.nn.triton.tanh import tanh, tanh_kind
 #: 1,024 hidden channels, 256 MiB for these and their gradients.
 SLAB_ROWS = 65536
 
+#: From here on smaller programs, of which several share a multiprocessor, are the faster ones.
+MANY_ROWS = 65536
+
 
 class ExpertsLaunch(NamedTuple):
     """How a kernel is launched.
@@ -155,7 +158,7 @@ def _backward_kernel(
 
 
 def launch_settings(x: Tensor, backward: bool) -> ExpertsLaunch:
-    """Settings that fit the shared memory of A100 and H100 GPUs, for features ``x`` [..., C]."""
+    """Settings that fit the shared memory of A100 and H100 GPUs, for features ``x`` [N, S, C]."""
     wide = block_size(x.shape[-1]) > 128
     if x.dtype == torch.float32:
         rows, hidden, warps, stages = (64, 32, 8, 1) if backward else (64, 32, 4, 2)
@@ -163,9 +166,11 @@ def launch_settings(x: Tensor, backward: bool) -> ExpertsLaunch:
             rows, hidden, warps, stages = 32, 16, 4, 1
     else:
         rows, hidden, warps, stages = 128, 32 if backward else 64, 8, 2
+        if not backward and x.shape[0] * x.shape[1] >= MANY_ROWS:
+            rows, warps = 64, 4
         if wide:
             rows, hidden, warps, stages = 64, 32, 4, 1
-    return ExpertsLaunch(rows, hidden, warps, stages, tanh_kind(x.dtype))
+    return ExpertsLaunch(rows, hidden, warps, stages, tanh_kind())
 
 
 def _kernel_arguments(
