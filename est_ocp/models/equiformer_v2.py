@@ -37,7 +37,7 @@ from est_ocp.nn import (
     TransformerBlock,
     init_weights,
 )
-from est_ocp.nn.edge_rotation import EdgeOrder, edge_order
+from est_ocp.nn.edge_rotation import EdgeOrder, align_rotations, edge_order
 from est_ocp.nn.graph_attention import in_autocast_dtype
 
 #: Average number of neighbours in OC20's IS2RE 100k set at 5 A, EquiformerV2's normaliser.
@@ -262,7 +262,8 @@ class EquiformerV2Backbone(LayeredBackbone):
             atomic_numbers, edge_scalars, edge_index, wigner, len(atomic_numbers), order, envelope
         )
         # All layers read both: cast once.
-        return x, in_autocast_dtype(edge_scalars), in_autocast_dtype(wigner), envelope
+        wigner = align_rotations(in_autocast_dtype(wigner), order)
+        return x, in_autocast_dtype(edge_scalars), wigner, envelope
 
 
 @registry.register_model("est_eqv2")

@@ -8,6 +8,7 @@ import torch
 
 from est_ocp.nn.scatter import scatter_sum
 from est_ocp.nn.so2_convolution import sort_by_order
+from est_ocp.nn.triton.launch import aligned_columns
 from est_ocp.nn.triton.support import can_fuse
 
 
@@ -39,6 +40,28 @@ def can_fuse_rotation(x: torch.Tensor, wigner: torch.Tensor, order: EdgeOrder | 
     They need the order of the edges, and have no gradient with respect to `wigner`.
     """
     return order is not None and not wigner.requires_grad and can_fuse(x)
+
+
+def align_rotations(wigner: torch.Tensor, order: EdgeOrder | None) -> torch.Tensor:
+    """Lay out rotations so that the fused kernels read them in the widest loads.
+
+    Parameters
+    ----------
+    wigner : Tensor [E, R, I]
+    order : EdgeOrder or None
+        What the kernels will be given.
+
+    Returns
+    -------
+    Tensor [E, R, I]
+        Where the kernels apply (:func:`can_fuse_rotation`) a view of rows padded with zeros to a
+        multiple of 16 bytes, else `wigner` itself.
+    """
+    if not can_fuse_rotation(wigner, wigner, order):
+        return wigner
+    columns = wigner.shape[2]
+    padding = aligned_columns(columns, wigner.element_size()) - columns
+    return torch.nn.functional.pad(wigner, (0, padding))[:, :, :columns]
 
 
 def rotate_to_frames(

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
+from est_ocp.nn import edge_rotation
 from est_ocp.nn.edge_rotation import (
+    align_rotations,
     edge_order,
     rotate_by_order,
     rotate_to_frames,
@@ -38,6 +41,25 @@ def test_edge_order_of_no_edges():
     permutation, offsets = edge_order(torch.empty(2, 0, dtype=torch.long), 3)
     assert permutation.shape == (2, 0)
     assert offsets.tolist() == [[0] * 4] * 2
+
+
+@pytest.mark.parametrize(("dtype", "row"), [(torch.float32, 12), (torch.bfloat16, 16)])
+@pytest.mark.parametrize("edges", [0, EDGES])
+def test_aligned_rotations_have_padded_rows(monkeypatch, dtype, row, edges):
+    edge_index, wigner, _ = _graph()
+    wigner = wigner[:edges].to(dtype)
+    order = edge_order(edge_index[:, :edges], NODES)
+    # Nothing changes where no kernel applies.
+    assert align_rotations(wigner, order) is wigner
+    monkeypatch.setattr(edge_rotation, "can_fuse", lambda x: True)
+    assert align_rotations(wigner, None) is wigner
+    differentiated = wigner.clone().requires_grad_()
+    assert align_rotations(differentiated, order) is differentiated
+    out = align_rotations(wigner, order)
+    assert out.stride() == (ROWS * row, row, 1)
+    assert torch.equal(out, wigner)
+    padded = torch.as_strided(out, (edges, ROWS, row), out.stride())
+    assert not padded[:, :, COEFFICIENTS:].any()
 
 
 def test_rotation_edge_by_edge():

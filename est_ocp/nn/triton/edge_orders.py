@@ -18,12 +18,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from est_ocp.nn.triton.launch import Launch
+from est_ocp.nn.triton.launch import Launch, Launches, rotation_layout, with_contiguous_rows
 from est_ocp.nn.triton.support import block_size
 
 #: Settings of the two kernels.
-FORWARD = Launch()
-BACKWARD = Launch(row_bytes=128)
+FORWARD = Launch(num_warps=2, num_stages=1)
+BACKWARD = Launches(half=Launch(ahead=True), single=Launch(num_warps=2))
 
 
 @triton.jit
@@ -63,20 +63,37 @@ def _pointers(
 
 
 @triton.jit
-def _load_wigner(ptr, row, exists, COEFFICIENTS: tl.constexpr, BLOCK_I: tl.constexpr):
+def _load_wigner(
+    ptr, edge, row, exists, EDGE_STRIDE: tl.constexpr, ROW_STRIDE: tl.constexpr,
+    COLUMNS: tl.constexpr, BLOCK_I: tl.constexpr,
+):  # fmt: skip
     """Rows [BLOCK_W, BLOCK_I] of an edge's rotation."""
     columns = tl.arange(0, BLOCK_I)
     return tl.load(
-        ptr + row[:, None] * COEFFICIENTS + columns[None, :],
-        mask=exists[:, None] & (columns[None, :] < COEFFICIENTS),
+        ptr + edge * EDGE_STRIDE + row[:, None] * ROW_STRIDE + columns[None, :],
+        mask=exists[:, None] & (columns[None, :] < COLUMNS),
         other=0.0,
     )
+
+
+@triton.jit
+def _load_signs(
+    ptr, edge, DEGREES: tl.constexpr, ORDERS: tl.constexpr, EDGE_STRIDE: tl.constexpr,
+    ROW_STRIDE: tl.constexpr, COLUMNS: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_I: tl.constexpr,
+):  # fmt: skip
+    """Both tiles of an edge's rotation; that of ``-m`` is zero where there is only order 0."""
+    row, exists = _rows(0, DEGREES, ORDERS, BLOCK_W)
+    plus = _load_wigner(ptr, edge, row, exists, EDGE_STRIDE, ROW_STRIDE, COLUMNS, BLOCK_I)
+    row, exists = _rows(1, DEGREES, ORDERS, BLOCK_W)
+    minus = _load_wigner(ptr, edge, row, exists, EDGE_STRIDE, ROW_STRIDE, COLUMNS, BLOCK_I)
+    return plus, minus
 
 
 @triton.jit(do_not_specialize=["num_edges"])
 def _forward_kernel(
     x_ptr, wigner_ptr, radial_ptr, index_ptr, out_ptrs, num_edges,
-    ROWS: tl.constexpr, COEFFICIENTS: tl.constexpr, CHANNELS: tl.constexpr, ENDS: tl.constexpr,
+    EDGE_STRIDE: tl.constexpr, ROW_STRIDE: tl.constexpr, COLUMNS: tl.constexpr,
+    COEFFICIENTS: tl.constexpr, CHANNELS: tl.constexpr, ENDS: tl.constexpr,
     DEGREES: tl.constexpr, ORDERS: tl.constexpr,
     EDGES: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
@@ -107,15 +124,18 @@ def _forward_kernel(
             mask=(weight[:, None] < WEIGHTS) & within,
             other=0.0,
         ).to(tl.float32)
-        rotation = wigner_ptr + edge * ROWS * COEFFICIENTS
-        wigner = _load_wigner(rotation, plus_row, plus_exists, COEFFICIENTS, BLOCK_I)
+        wigner = _load_wigner(
+            wigner_ptr, edge, plus_row, plus_exists, EDGE_STRIDE, ROW_STRIDE, COLUMNS, BLOCK_I
+        )
         tl.store(
             _pointers(out_ptrs, edge, across, 0, DEGREES, ORDERS, WIDTH, BLOCK_W),
             (tl.dot(wigner, x) * radial).to(x.dtype),
             mask=plus_exists[:, None] & within,
         )
         if ORDERS > 1:
-            wigner = _load_wigner(rotation, minus_row, minus_exists, COEFFICIENTS, BLOCK_I)
+            wigner = _load_wigner(
+                wigner_ptr, edge, minus_row, minus_exists, EDGE_STRIDE, ROW_STRIDE, COLUMNS, BLOCK_I
+            )
             tl.store(
                 _pointers(out_ptrs, edge, across, 1, DEGREES, ORDERS, WIDTH, BLOCK_W),
                 (tl.dot(wigner, x) * radial).to(x.dtype),
@@ -127,8 +147,9 @@ def _forward_kernel(
 def _backward_kernel(
     grad_ptrs, x_ptr, wigner_ptr, radial_ptr, permutation_ptr, offsets_ptr, grad_x_ptr,
     grad_radial_ptr, num_edges, num_nodes,
-    ROWS: tl.constexpr, COEFFICIENTS: tl.constexpr, CHANNELS: tl.constexpr, ENDS: tl.constexpr,
-    DEGREES: tl.constexpr, ORDERS: tl.constexpr,
+    EDGE_STRIDE: tl.constexpr, ROW_STRIDE: tl.constexpr, COLUMNS: tl.constexpr,
+    COEFFICIENTS: tl.constexpr, CHANNELS: tl.constexpr, ENDS: tl.constexpr,
+    DEGREES: tl.constexpr, ORDERS: tl.constexpr, AHEAD: tl.constexpr,
     BLOCK_W: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """One program a node and block of channels; each edge is visited once from each end.
@@ -148,36 +169,55 @@ def _backward_kernel(
     features = node * COEFFICIENTS * CHANNELS + columns[:, None] * CHANNELS + c[None, :]
     feature_mask = (columns[:, None] < COEFFICIENTS) & within
     x = tl.load(x_ptr + features, mask=feature_mask, other=0.0)
-    plus_row, plus_exists = _rows(0, DEGREES, ORDERS, BLOCK_W)
-    minus_row, minus_exists = _rows(1, DEGREES, ORDERS, BLOCK_W)
+    _, plus_exists = _rows(0, DEGREES, ORDERS, BLOCK_W)
+    _, minus_exists = _rows(1, DEGREES, ORDERS, BLOCK_W)
     total = tl.zeros((BLOCK_I, BLOCK_C), dtype=tl.float32)
     for end in tl.static_range(ENDS):
         across = end * CHANNELS + c
         begin = tl.load(offsets_ptr + end * (num_nodes + 1) + node)
         stop = tl.load(offsets_ptr + end * (num_nodes + 1) + node + 1)
+        # Loaded one edge ahead, rotations do not hold up the products. Any edge will do where
+        # none is to come, so that no load depends on a condition.
+        if AHEAD:
+            following = tl.load(
+                permutation_ptr + end * num_edges + tl.minimum(begin, num_edges - 1)
+            )
+            next_plus, next_minus = _load_signs(
+                wigner_ptr, following, DEGREES, ORDERS, EDGE_STRIDE, ROW_STRIDE, COLUMNS,
+                BLOCK_W, BLOCK_I,
+            )  # fmt: skip
         for k in range(begin, stop):
             edge = tl.load(permutation_ptr + end * num_edges + k)
+            if AHEAD:
+                plus, minus = next_plus, next_minus
+                following = tl.load(permutation_ptr + end * num_edges + tl.minimum(k + 1, stop - 1))
+                next_plus, next_minus = _load_signs(
+                    wigner_ptr, following, DEGREES, ORDERS, EDGE_STRIDE, ROW_STRIDE, COLUMNS,
+                    BLOCK_W, BLOCK_I,
+                )  # fmt: skip
+            else:
+                plus, minus = _load_signs(
+                    wigner_ptr, edge, DEGREES, ORDERS, EDGE_STRIDE, ROW_STRIDE, COLUMNS,
+                    BLOCK_W, BLOCK_I,
+                )  # fmt: skip
             where_radial = edge * WEIGHTS * WIDTH + weight[:, None] * WIDTH + across[None, :]
             radial_mask = (weight[:, None] < WEIGHTS) & within
             radial = tl.load(radial_ptr + where_radial, mask=radial_mask, other=0.0).to(tl.float32)
-            rotation = wigner_ptr + edge * ROWS * COEFFICIENTS
-            wigner = _load_wigner(rotation, plus_row, plus_exists, COEFFICIENTS, BLOCK_I)
             grad = tl.load(
                 _pointers(grad_ptrs, edge, across, 0, DEGREES, ORDERS, WIDTH, BLOCK_W),
                 mask=plus_exists[:, None] & within,
                 other=0.0,
             ).to(tl.float32)
-            total = tl.dot(tl.trans(wigner), (grad * radial).to(x.dtype), total)
-            grad_radial = grad * tl.dot(wigner, x)
+            total = tl.dot(tl.trans(plus), (grad * radial).to(x.dtype), total)
+            grad_radial = grad * tl.dot(plus, x)
             if ORDERS > 1:
-                wigner = _load_wigner(rotation, minus_row, minus_exists, COEFFICIENTS, BLOCK_I)
                 grad = tl.load(
                     _pointers(grad_ptrs, edge, across, 1, DEGREES, ORDERS, WIDTH, BLOCK_W),
                     mask=minus_exists[:, None] & within,
                     other=0.0,
                 ).to(tl.float32)
-                total = tl.dot(tl.trans(wigner), (grad * radial).to(x.dtype), total)
-                grad_radial += grad * tl.dot(wigner, x)
+                total = tl.dot(tl.trans(minus), (grad * radial).to(x.dtype), total)
+                grad_radial += grad * tl.dot(minus, x)
             tl.store(grad_radial_ptr + where_radial, grad_radial.to(x.dtype), mask=radial_mask)
     tl.store(grad_x_ptr + features, total.to(x.dtype), mask=feature_mask)
 
@@ -190,7 +230,7 @@ def order_widths(degrees: int, orders: int, width: int) -> list[int]:
 def _sizes(x: Tensor, wigner: Tensor, ends: int, degrees: int, orders: int) -> dict[str, int]:
     weights = orders * degrees - orders * (orders - 1) // 2
     return {
-        "ROWS": wigner.shape[1],
+        **rotation_layout(wigner),
         "COEFFICIENTS": wigner.shape[2],
         "CHANNELS": x.shape[2],
         "ENDS": ends,
@@ -211,7 +251,8 @@ def launch_forward(
     launch: Launch = FORWARD,
 ) -> list[Tensor]:
     """Run the forward kernel, see :func:`to_orders`."""
-    x, wigner, radial, index = (t.contiguous() for t in (x, wigner, radial, index))
+    x, radial, index = x.contiguous(), radial.contiguous(), index.contiguous()
+    wigner = with_contiguous_rows(wigner)
     ends, num_edges = index.shape
     channels = x.shape[2]
     widths = order_widths(degrees, orders, ends * channels)
@@ -235,22 +276,25 @@ def launch_backward(
     permutation: Tensor,
     offsets: Tensor,
     degrees: int,
-    launch: Launch = BACKWARD,
+    launch: Launch | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Run the backward kernel, see :func:`to_orders_backward`."""
-    x, wigner, radial = x.contiguous(), wigner.contiguous(), radial.contiguous()
+    x, wigner, radial = x.contiguous(), with_contiguous_rows(wigner), radial.contiguous()
     permutation, offsets = permutation.contiguous(), offsets.contiguous()
     grads = tuple(grad.contiguous() for grad in grads)
     ends, num_edges = permutation.shape
     num_nodes, channels = x.shape[0], x.shape[2]
-    grad_x, grad_radial = torch.empty_like(x), torch.empty_like(radial)
-    if num_nodes:
-        block = launch.channel_block(channels, x.element_size())
-        _backward_kernel[(num_nodes * triton.cdiv(channels, block),)](
-            grads, x, wigner, radial, permutation, offsets, grad_x, grad_radial,
-            num_edges, num_nodes, **_sizes(x, wigner, ends, degrees, len(grads)), BLOCK_C=block,
-            num_warps=launch.num_warps, num_stages=launch.num_stages,
-        )  # fmt: skip
+    grad_radial = torch.empty_like(radial)
+    if not num_edges:
+        return torch.zeros_like(x), grad_radial
+    grad_x = torch.empty_like(x)
+    launch = launch or BACKWARD.of(x)
+    block = launch.channel_block(channels, x.element_size())
+    _backward_kernel[(num_nodes * triton.cdiv(channels, block),)](
+        grads, x, wigner, radial, permutation, offsets, grad_x, grad_radial,
+        num_edges, num_nodes, **_sizes(x, wigner, ends, degrees, len(grads)), AHEAD=launch.ahead,
+        BLOCK_C=block, num_warps=launch.num_warps, num_stages=launch.num_stages,
+    )  # fmt: skip
     return grad_x, grad_radial
 
 
@@ -271,7 +315,8 @@ def to_orders(
     ----------
     x : Tensor [N, I, C]
     wigner : Tensor [E, R, I]
-        Order-major rows of at least the orders wanted; it gets no gradient.
+        Order-major rows of at least the orders wanted; it gets no gradient. Read as it lies,
+        fastest from :func:`est_ocp.nn.edge_rotation.align_rotations`.
     radial : Tensor [E, W]
         A weight for each order, degree and channel of the J ends. `wigner` and `radial` are in
         the type of `x`.

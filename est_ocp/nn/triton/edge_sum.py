@@ -11,17 +11,18 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from est_ocp.nn.triton.launch import Launch
+from est_ocp.nn.triton.launch import Launch, Launches, rotation_layout, with_contiguous_rows
 from est_ocp.nn.triton.support import block_size
 
 #: Settings of the two kernels.
-FORWARD = Launch(row_bytes=128)
-BACKWARD = Launch()
+FORWARD = Launches(half=Launch(), single=Launch(num_warps=2))
+BACKWARD = Launch(num_stages=1)
 
 
 @triton.jit
 def _forward_kernel(
     messages_ptr, wigner_ptr, weights_ptr, permutation_ptr, offsets_ptr, out_ptr,
+    EDGE_STRIDE: tl.constexpr, ROW_STRIDE: tl.constexpr, COLUMNS: tl.constexpr,
     ROWS: tl.constexpr, COEFFICIENTS: tl.constexpr, HEADS: tl.constexpr, WIDTH: tl.constexpr,
     BLOCK_R: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
@@ -37,11 +38,10 @@ def _forward_kernel(
     for k in range(tl.load(offsets_ptr + node), tl.load(offsets_ptr + node + 1)):
         edge = tl.load(permutation_ptr + k)
         wigner = tl.load(
-            wigner_ptr + edge * ROWS * COEFFICIENTS + rows[:, None] * COEFFICIENTS
-            + columns[None, :],
-            mask=(rows[:, None] < ROWS) & (columns[None, :] < COEFFICIENTS),
+            wigner_ptr + edge * EDGE_STRIDE + rows[:, None] * ROW_STRIDE + columns[None, :],
+            mask=(rows[:, None] < ROWS) & (columns[None, :] < COLUMNS),
             other=0.0,
-        )  # fmt: skip
+        )
         message = tl.load(
             messages_ptr + edge * ROWS * CHANNELS + rows[:, None] * CHANNELS + c[None, :],
             mask=(rows[:, None] < ROWS) & (c[None, :] < CHANNELS),
@@ -60,6 +60,7 @@ def _forward_kernel(
 def _backward_kernel(
     grad_ptr, messages_ptr, wigner_ptr, weights_ptr, target_ptr, grad_messages_ptr,
     grad_weights_ptr, num_edges,
+    EDGE_STRIDE: tl.constexpr, ROW_STRIDE: tl.constexpr, COLUMNS: tl.constexpr,
     ROWS: tl.constexpr, COEFFICIENTS: tl.constexpr, HEADS: tl.constexpr, WIDTH: tl.constexpr,
     EDGES: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_C: tl.constexpr,
     BLOCK_H: tl.constexpr,
@@ -77,11 +78,10 @@ def _backward_kernel(
     for edge in range(begin, tl.minimum(begin + EDGES, num_edges)):
         node = tl.load(target_ptr + edge)
         wigner = tl.load(
-            wigner_ptr + edge * ROWS * COEFFICIENTS + rows[:, None] * COEFFICIENTS
-            + columns[None, :],
-            mask=(rows[:, None] < ROWS) & (columns[None, :] < COEFFICIENTS),
+            wigner_ptr + edge * EDGE_STRIDE + rows[:, None] * ROW_STRIDE + columns[None, :],
+            mask=(rows[:, None] < ROWS) & (columns[None, :] < COLUMNS),
             other=0.0,
-        )  # fmt: skip
+        )
         grad_weights = tl.zeros((BLOCK_H,), dtype=tl.float32)
         for block in tl.static_range((CHANNELS + BLOCK_C - 1) // BLOCK_C):
             c = block * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -111,6 +111,7 @@ def _backward_kernel(
 def _sizes(messages: Tensor, wigner: Tensor, weights: Tensor) -> dict[str, int]:
     heads = weights.shape[1]
     return {
+        **rotation_layout(wigner),
         "ROWS": wigner.shape[1],
         "COEFFICIENTS": wigner.shape[2],
         "HEADS": heads,
@@ -126,14 +127,16 @@ def launch_forward(
     weights: Tensor,
     permutation: Tensor,
     offsets: Tensor,
-    launch: Launch = FORWARD,
+    launch: Launch | None = None,
 ) -> Tensor:
     """Run the forward kernel, see :func:`weighted_from_frames`."""
-    messages, wigner, weights = messages.contiguous(), wigner.contiguous(), weights.contiguous()
+    messages, weights = messages.contiguous(), weights.contiguous()
+    wigner = with_contiguous_rows(wigner)
     permutation, offsets = permutation.contiguous(), offsets.contiguous()
     num_nodes, channels = offsets.shape[0] - 1, messages.shape[2]
     out = messages.new_empty(num_nodes, wigner.shape[2], channels, dtype=torch.float32)
     if num_nodes:
+        launch = launch or FORWARD.of(messages)
         block = launch.channel_block(channels, messages.element_size())
         _forward_kernel[(num_nodes * triton.cdiv(channels, block),)](
             messages, wigner, weights, permutation, offsets, out,
@@ -152,7 +155,8 @@ def launch_backward(
     launch: Launch = BACKWARD,
 ) -> tuple[Tensor, Tensor]:
     """Run the backward kernel, see :func:`weighted_from_frames_backward`."""
-    messages, wigner, weights = messages.contiguous(), wigner.contiguous(), weights.contiguous()
+    messages, weights = messages.contiguous(), weights.contiguous()
+    wigner = with_contiguous_rows(wigner)
     # Rounded once a node, and not by every edge that reads it.
     grad, target = grad.to(messages.dtype).contiguous(), target.contiguous()
     num_edges = messages.shape[0]
@@ -184,7 +188,8 @@ def weighted_from_frames(
     messages : Tensor [E, R, H * V]
         The V channels of each of H heads.
     wigner : Tensor [E, R, I]
-        In the type of `messages`; it gets no gradient.
+        In the type of `messages`; it gets no gradient. Read as it lies, fastest from
+        :func:`est_ocp.nn.edge_rotation.align_rotations`.
     weights : Tensor [E, H]
         Of any floating type.
     target : Tensor [E], int64

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import ExitStack
+from unittest import mock
 
 import torch
 from torch.utils.checkpoint import checkpoint
@@ -17,8 +19,9 @@ if not torch.cuda.is_available():
 
 from est_ocp.nn import edge_rotation
 from est_ocp.nn.coefficient_index import num_frame_rows
-from est_ocp.nn.edge_rotation import EdgeOrder, edge_order
+from est_ocp.nn.edge_rotation import EdgeOrder, align_rotations, edge_order
 from est_ocp.nn.graph_attention import EquiformerV2Attention
+from est_ocp.nn.triton import edge_orders, edge_sum
 from tests.nn.message_graph import make_attention, make_graph
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -30,12 +33,13 @@ Inputs = tuple[torch.Tensor, ...]
 
 
 def inputs(edges: int = EDGES) -> Inputs:
-    """Inputs of a random graph whose last node has no edges; rotations are any matrices."""
+    """Inputs of a random graph whose last node has no edges; rotations are any, padded matrices."""
     graph = make_graph(nodes=NODES, edges=edges, channels=16, lmax=LMAX, mmax=MMAX, dtype=FLOAT)
     rows, coefficients = num_frame_rows(LMAX, MMAX), (LMAX + 1) ** 2
     wigner = torch.randn(edges, rows, coefficients) / 3
     tensors = (graph.x, graph.atomic_numbers, graph.scalars, graph.edge_index, wigner)
-    return tuple(t.to(DEVICE) for t in tensors)
+    *rest, wigner = (t.to(DEVICE) for t in tensors)
+    return *rest, align_rotations(wigner, edge_order(rest[3], NODES))
 
 
 def attention(**options) -> EquiformerV2Attention:
@@ -88,6 +92,34 @@ def kept(module: EquiformerV2Attention, arguments: Inputs, order: EdgeOrder | No
     return sum(sizes.values())
 
 
+def count_copies(name: str, call: Call, module: EquiformerV2Attention, arguments: Inputs) -> None:
+    """Print the kernels' calls, and those of them that got other memory than the rotations'."""
+    wigner = arguments[4]
+    layouts = []
+
+    def recorded(launch: Callable) -> Callable:
+        def record(*given, **options):
+            layouts.extend(
+                (t.data_ptr(), t.stride())
+                for t in given
+                if isinstance(t, torch.Tensor) and t.shape == wigner.shape
+            )
+            return launch(*given, **options)
+
+        return record
+
+    names = ("launch_forward", "launch_backward")
+    with ExitStack() as patches:
+        for kernels in (edge_orders, edge_sum):
+            for launch in names:
+                function = recorded(getattr(kernels, launch))
+                patches.enter_context(mock.patch.object(kernels, launch, function))
+        gradients(call, module, arguments, order_of(arguments))
+    copies = [layout for layout in layouts if layout != (wigner.data_ptr(), wigner.stride())]
+    print(f"calls_{name} {len(layouts)}")
+    print(f"copies_{name} {len(copies)}")
+
+
 def main() -> None:
     """Compare in float32."""
     torch.backends.cuda.matmul.allow_tf32 = True
@@ -105,6 +137,9 @@ def main() -> None:
     )
     compiled = torch.compile(module, dynamic=True, fullgraph=True, backend="aot_eager")
     compare("compiled", compiled, module, arguments)
+    assert arguments[4].stride(1) == 12
+    count_copies("eager", module, module, arguments)
+    count_copies("compiled", compiled, module, arguments)
     forces = attention(lmin_out=1, lmax_out=1, out_bias=False)
     compare("forces", forces, forces, arguments)
     share = kept(module, arguments, order_of(arguments)) / kept(module, arguments, None)

@@ -20,7 +20,7 @@ if not torch.cuda.is_available():
 from est_ocp.nn.coefficient_index import num_frame_rows
 from est_ocp.nn.edge_rotation import edge_order, rotate_by_order, sum_from_frames
 from est_ocp.nn.triton import edge_orders, edge_sum
-from est_ocp.nn.triton.launch import Launch
+from est_ocp.nn.triton.launch import Launch, aligned_columns
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 NODES, EDGES, LMAX, MMAX, CHANNELS = 4, 7, 2, 1, 20
@@ -29,12 +29,29 @@ ROWS, COEFFICIENTS = num_frame_rows(LMAX, MMAX), (LMAX + 1) ** 2
 HEADS, WIDTH = 3, 12
 #: Several blocks of channels, and runs of edges that do not divide their number.
 SMALL = Launch(num_warps=2, num_stages=1, row_bytes=32, edges=4)
+#: The same with rotations loaded one edge ahead.
+AHEAD = SMALL._replace(ahead=True)
 
 
 def report(name: str, out: torch.Tensor, expected: torch.Tensor) -> None:
     """Print the largest difference over the largest value."""
     error = (out.double() - expected.double()).abs().max() / expected.double().abs().max()
     print(f"{name} {error.item():.3e}")
+
+
+def aligned(wigner: torch.Tensor) -> torch.Tensor:
+    """Rotations in padded rows, on the CPU too."""
+    padded = aligned_columns(COEFFICIENTS, wigner.element_size())
+    rows = torch.nn.functional.pad(wigner, (0, padded - COEFFICIENTS))
+    return rows[:, :, :COEFFICIENTS]
+
+
+def with_gaps(wigner: torch.Tensor) -> torch.Tensor:
+    """Rotations with the strides of padded rows, without room for the last, and NaN between."""
+    strides = aligned(wigner).stride()
+    length = (EDGES - 1) * strides[0] + (ROWS - 1) * strides[1] + COEFFICIENTS
+    memory = wigner.new_full((length,), torch.nan)
+    return memory.as_strided(wigner.shape, strides).copy_(wigner)
 
 
 def compare(
@@ -117,18 +134,19 @@ def compare_launches(dtype: torch.dtype) -> None:
     for i, (a, b) in enumerate(zip(*results, strict=True)):
         report(f"launch_orders_{i}", b, a)
     grads, results = results[0], []
-    for launch in (edge_orders.BACKWARD, SMALL):
+    for launch in (SMALL, AHEAD, edge_orders.BACKWARD.of(x)):
         results.append(
             edge_orders.launch_backward(grads, x, wigner, radial, *order, degrees, launch)
         )
-    for i, (a, b) in enumerate(zip(*results, strict=True)):
-        report(f"launch_orders_gradient_{i}", b, a)
+    for i, (a, *others) in enumerate(zip(*results, strict=True)):
+        for b in others:
+            report(f"launch_orders_gradient_{i}", b, a)
     messages = torch.randn(EDGES, ROWS, HEADS * WIDTH, **kind)
     weights = torch.rand(EDGES, HEADS, device=DEVICE)
     target = (order.permutation[1], order.offsets[1])
     sums = [
         edge_sum.launch_forward(messages, wigner, weights, *target, launch)
-        for launch in (edge_sum.FORWARD, SMALL)
+        for launch in (edge_sum.FORWARD.of(x), SMALL)
     ]
     report("launch_sum", sums[1], sums[0])
     results = [
@@ -137,6 +155,36 @@ def compare_launches(dtype: torch.dtype) -> None:
     ]
     for i, (a, b) in enumerate(zip(*results, strict=True)):
         report(f"launch_sum_gradient_{i}", b, a)
+
+
+def compare_layouts(dtype: torch.dtype) -> None:
+    """How rotations lie in memory changes no result."""
+    kind = {"device": DEVICE, "dtype": dtype}
+    edge_index = graph()
+    order = edge_order(edge_index, NODES)
+    target = (order.permutation[1], order.offsets[1])
+    degrees, orders = LMAX + 1, MMAX + 1
+    x = torch.randn(NODES, COEFFICIENTS, CHANNELS, **kind)
+    radial = torch.randn(EDGES, 5 * 2 * CHANNELS, **kind)
+    messages = torch.randn(EDGES, ROWS, HEADS * WIDTH, **kind)
+    weights = torch.rand(EDGES, HEADS, device=DEVICE)
+    wigner = torch.randn(EDGES, ROWS, COEFFICIENTS, **kind)
+    strided = wigner.transpose(1, 2).contiguous().transpose(1, 2)
+    results = []
+    for rotations in (wigner, aligned(wigner), with_gaps(wigner), strided):
+        out = edge_orders.launch_forward(x, rotations, radial, edge_index, degrees, orders)
+        total = edge_sum.launch_forward(messages, rotations, weights, *target)
+        results.append(
+            [
+                *out,
+                *edge_orders.launch_backward(out, x, rotations, radial, *order, degrees),
+                total,
+                *edge_sum.launch_backward(total, messages, rotations, weights, edge_index[1]),
+            ]
+        )
+    for first, *others in zip(*results, strict=True):
+        for i, other in enumerate(others):
+            report(f"layout_{i}", other, first)
 
 
 def check_no_edges(dtype: torch.dtype) -> None:
@@ -172,6 +220,7 @@ def main(dtype: torch.dtype) -> None:
         compare_orders(dtype, orders)
     compare_sum(dtype)
     check_no_edges(dtype)
+    compare_layouts(dtype)
     if dtype == torch.float32:
         compare_launches(dtype)
 

@@ -11,7 +11,7 @@ import torch
 
 pytest.importorskip("triton", reason="the fused kernels need Triton")
 
-COMPARED = {"orders", "orders_1_gradient", "orders_2_gradient", "sum", "sum_gradient"}
+COMPARED = {"orders", "orders_1_gradient", "orders_2_gradient", "sum", "sum_gradient", "layout"}
 #: Settings of a launch change no result; compared in float32.
 LAUNCHES = {"launch_orders", "launch_orders_gradient", "launch_sum", "launch_sum_gradient"}
 #: Relative to the largest value. TF32 products on a GPU round to 10 bits; the interpreter
@@ -62,5 +62,9 @@ def test_attention_equals_its_plain_path():
     errors = {name: float(value) for name, value in run("edge_attention")}
     # Radial weights and the convolution's inputs are computed again in the backward pass.
     assert errors.pop("kept") < KEPT
+    # Compiled, too, the kernels get the padded rotations themselves: three calls forward, with
+    # that of the recomputation, and two backward.
+    assert errors.pop("calls_eager") == errors.pop("calls_compiled") == 5
+    assert errors.pop("copies_eager") == errors.pop("copies_compiled") == 0
     assert set(errors) == {"eager", "no_edges", "checkpoint", "compiled", "forces"}
     assert max(errors.values()) < ATTENTION, errors
