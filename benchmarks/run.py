@@ -142,7 +142,8 @@ def measure_all(arguments: argparse.Namespace) -> list[dict[str, Any]]:
             yield from own_records(own, arguments, deadline)
 
     done: list[dict[str, Any]] = []
-    rates: dict[str, float] = {}
+    kept = read(arguments.out / "speed.csv") if arguments.add else []
+    rates = {r["name"]: number(r, "atoms_s") for r in kept if r["model"] == "stock"}
     for record in all_records():
         record |= note
         rate = number(record, "atoms_s")

@@ -60,7 +60,8 @@ class LayerCall:
             return layer(*arguments)
         with (
             functorch_config.patch(activation_memory_budget=self.memory_budget),
-            dynamo_config.patch(recompile_limit=MAX_GRAPHS),
+            # Symbolic numbers of settings would have every layer traced twice.
+            dynamo_config.patch(recompile_limit=MAX_GRAPHS, specialize_float=True),
         ):
             return _compiled(layer, *arguments)
 

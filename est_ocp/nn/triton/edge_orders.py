@@ -22,8 +22,8 @@ from est_ocp.nn.triton.launch import Launch, Launches, rotation_layout, with_con
 from est_ocp.nn.triton.support import block_size
 
 #: Settings of the two kernels.
-FORWARD = Launch(num_warps=2, num_stages=1)
-BACKWARD = Launches(half=Launch(ahead=True), single=Launch(num_warps=2))
+FORWARD = Launch(num_warps=2, edges=4)
+BACKWARD = Launches(half=Launch(num_warps=2), single=Launch(row_bytes=512))
 
 
 @triton.jit
@@ -149,7 +149,7 @@ def _backward_kernel(
     grad_radial_ptr, num_edges, num_nodes,
     EDGE_STRIDE: tl.constexpr, ROW_STRIDE: tl.constexpr, COLUMNS: tl.constexpr,
     COEFFICIENTS: tl.constexpr, CHANNELS: tl.constexpr, ENDS: tl.constexpr,
-    DEGREES: tl.constexpr, ORDERS: tl.constexpr, AHEAD: tl.constexpr,
+    DEGREES: tl.constexpr, ORDERS: tl.constexpr,
     BLOCK_W: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """One program a node and block of channels; each edge is visited once from each end.
@@ -176,30 +176,12 @@ def _backward_kernel(
         across = end * CHANNELS + c
         begin = tl.load(offsets_ptr + end * (num_nodes + 1) + node)
         stop = tl.load(offsets_ptr + end * (num_nodes + 1) + node + 1)
-        # Loaded one edge ahead, rotations do not hold up the products. Any edge will do where
-        # none is to come, so that no load depends on a condition.
-        if AHEAD:
-            following = tl.load(
-                permutation_ptr + end * num_edges + tl.minimum(begin, num_edges - 1)
-            )
-            next_plus, next_minus = _load_signs(
-                wigner_ptr, following, DEGREES, ORDERS, EDGE_STRIDE, ROW_STRIDE, COLUMNS,
-                BLOCK_W, BLOCK_I,
-            )  # fmt: skip
         for k in range(begin, stop):
             edge = tl.load(permutation_ptr + end * num_edges + k)
-            if AHEAD:
-                plus, minus = next_plus, next_minus
-                following = tl.load(permutation_ptr + end * num_edges + tl.minimum(k + 1, stop - 1))
-                next_plus, next_minus = _load_signs(
-                    wigner_ptr, following, DEGREES, ORDERS, EDGE_STRIDE, ROW_STRIDE, COLUMNS,
-                    BLOCK_W, BLOCK_I,
-                )  # fmt: skip
-            else:
-                plus, minus = _load_signs(
-                    wigner_ptr, edge, DEGREES, ORDERS, EDGE_STRIDE, ROW_STRIDE, COLUMNS,
-                    BLOCK_W, BLOCK_I,
-                )  # fmt: skip
+            plus, minus = _load_signs(
+                wigner_ptr, edge, DEGREES, ORDERS, EDGE_STRIDE, ROW_STRIDE, COLUMNS,
+                BLOCK_W, BLOCK_I,
+            )  # fmt: skip
             where_radial = edge * WEIGHTS * WIDTH + weight[:, None] * WIDTH + across[None, :]
             radial_mask = (weight[:, None] < WEIGHTS) & within
             radial = tl.load(radial_ptr + where_radial, mask=radial_mask, other=0.0).to(tl.float32)
@@ -292,7 +274,7 @@ def launch_backward(
     block = launch.channel_block(channels, x.element_size())
     _backward_kernel[(num_nodes * triton.cdiv(channels, block),)](
         grads, x, wigner, radial, permutation, offsets, grad_x, grad_radial,
-        num_edges, num_nodes, **_sizes(x, wigner, ends, degrees, len(grads)), AHEAD=launch.ahead,
+        num_edges, num_nodes, **_sizes(x, wigner, ends, degrees, len(grads)),
         BLOCK_C=block, num_warps=launch.num_warps, num_stages=launch.num_stages,
     )  # fmt: skip
     return grad_x, grad_radial

@@ -26,16 +26,12 @@ class Launch(NamedTuple):
         channels a block as rows of half precision.
     edges : int
         Edges of a program, for kernels that go through the edges in order.
-    ahead : bool
-        Load an edge's rotation into registers while the edge before is computed, for kernels that
-        go through the edges of a node.
     """
 
     num_warps: int = 4
     num_stages: int = 3
     row_bytes: int = 256
     edges: int = 1
-    ahead: bool = False
 
     def channel_block(self, channels: int, itemsize: int) -> int:
         """Channels of a program, for elements of ``itemsize`` bytes."""

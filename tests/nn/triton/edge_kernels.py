@@ -29,8 +29,6 @@ ROWS, COEFFICIENTS = num_frame_rows(LMAX, MMAX), (LMAX + 1) ** 2
 HEADS, WIDTH = 3, 12
 #: Several blocks of channels, and runs of edges that do not divide their number.
 SMALL = Launch(num_warps=2, num_stages=1, row_bytes=32, edges=4)
-#: The same with rotations loaded one edge ahead.
-AHEAD = SMALL._replace(ahead=True)
 
 
 def report(name: str, out: torch.Tensor, expected: torch.Tensor) -> None:
@@ -134,7 +132,7 @@ def compare_launches(dtype: torch.dtype) -> None:
     for i, (a, b) in enumerate(zip(*results, strict=True)):
         report(f"launch_orders_{i}", b, a)
     grads, results = results[0], []
-    for launch in (SMALL, AHEAD, edge_orders.BACKWARD.of(x)):
+    for launch in (SMALL, edge_orders.BACKWARD.of(x)):
         results.append(
             edge_orders.launch_backward(grads, x, wigner, radial, *order, degrees, launch)
         )
