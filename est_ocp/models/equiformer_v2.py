@@ -37,8 +37,8 @@ from est_ocp.nn import (
     TransformerBlock,
     init_weights,
 )
+from est_ocp.nn.autocast import in_autocast_dtype
 from est_ocp.nn.edge_rotation import EdgeOrder, align_rotations, edge_order
-from est_ocp.nn.graph_attention import in_autocast_dtype
 
 #: Average number of neighbours in OC20's IS2RE 100k set at 5 A, EquiformerV2's normaliser.
 AVG_DEGREE = 23.395238876342773

@@ -38,6 +38,16 @@ def degree_of_coefficient(lmax: int) -> torch.Tensor:
     return degrees.repeat_interleave(2 * degrees + 1)
 
 
+def degree_selection(lmax: int, lmin: int = 0) -> torch.Tensor:
+    """One-hot degrees of the coefficients of degrees lmin to lmax, float64 [I, lmax + 1 - lmin].
+
+    Times one row a degree it gives one row a coefficient, and its derivative adds rows up in a
+    fixed order, which that of indexing does not on GPUs.
+    """
+    degrees = degree_of_coefficient(lmax)[lmin * lmin :]
+    return torch.nn.functional.one_hot(degrees - lmin, lmax + 1 - lmin).double()
+
+
 def frame_rows(
     lmax: int, mmax: int, lmin_out: int = 0, lmax_out: int | None = None
 ) -> list[tuple[int, int]]:

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from est_ocp.errors import ConfigError
-from est_ocp.nn.graph_attention import in_autocast_dtype
+from est_ocp.nn.autocast import in_autocast_dtype
 from est_ocp.nn.mixture_of_experts import MixtureOfHybridExperts
 from est_ocp.nn.random_rotation import RandomRotation, rotate
 from est_ocp.nn.so3_linear import SO3Linear
@@ -75,7 +75,7 @@ class ESTUpdateBlock(nn.Module):
     fused_kernels : bool
         The spherical experts' fused kernel where it applies; off likewise.
     recompute_experts : bool
-        Compute the experts' hidden activations again in the backward pass, where no kernel does:
+        Compute the spherical experts' hidden activations again, where no kernel does:
         one matrix product more, and the largest tensors of the block are not kept.
 
     Attributes

@@ -10,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from est_ocp.errors import ConfigError
 from est_ocp.nn.activation import smooth_leaky_relu
+from est_ocp.nn.autocast import in_autocast_dtype
 from est_ocp.nn.coefficient_index import (
     check_degrees,
     degree_of_coefficient,
@@ -261,10 +262,3 @@ class EquiformerV2Attention(ConstantBuffers):
 
     def extra_repr(self) -> str:
         return f"num_heads={self.num_heads}, degrees out={self.lmin_out}..{self.lmax_out}"
-
-
-def in_autocast_dtype(x: torch.Tensor) -> torch.Tensor:
-    """Cast to autocast's type where it is on: once a node, or a batch, and not at every use."""
-    if x.dtype == torch.float32 and torch.is_autocast_enabled(x.device.type):
-        return x.to(torch.get_autocast_dtype(x.device.type))
-    return x

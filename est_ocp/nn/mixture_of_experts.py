@@ -52,7 +52,8 @@ class MixtureOfHybridExperts(nn.Module):
     fused : bool
         Use the fused kernel of :class:`SphericalExperts` where it applies.
     recompute : bool
-        Compute hidden activations again in the backward pass, where no kernel does.
+        Compute the spherical experts' hidden activations again in the backward pass, where no
+        kernel does.
 
     Attributes
     ----------
@@ -118,7 +119,6 @@ class MixtureOfHybridExperts(nn.Module):
                 num_steerable_experts,
                 lmax,
                 gain=gain,
-                recompute=recompute,
             )
 
     def forward(

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import nn
 
+from est_ocp.nn.autocast import in_autocast_dtype
 from est_ocp.nn.coefficient_index import check_degrees, num_frame_rows
 
 
@@ -42,10 +43,10 @@ class SO2PairLinear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map pairs ``x`` [E, 2 * in_features] to [E, 2 * out_features]."""
-        real, imaginary = self.weight.chunk(2, dim=0)
-        upper = torch.cat((real, -imaginary), dim=1)
-        lower = torch.cat((imaginary, real), dim=1)
-        return nn.functional.linear(x, torch.cat((upper, lower), dim=0))
+        weight = in_autocast_dtype(self.weight)
+        real, imaginary = weight.chunk(2, dim=0)
+        turned = torch.cat((-imaginary, real), dim=0)
+        return nn.functional.linear(x, torch.cat((weight, turned), dim=1))
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}"

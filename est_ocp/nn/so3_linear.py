@@ -7,12 +7,17 @@ import math
 import torch
 from torch import nn
 
+from est_ocp.nn.coefficient_index import degree_selection
+from est_ocp.sphere import ConstantBuffers
 
-class SO3Linear(nn.Module):
+
+class SO3Linear(ConstantBuffers):
     """Mix the channels of each degree with a matrix of that degree.
 
     ``y[n, (l, m), o] = sum_c W[l, o, c] x[n, (l, m), c] + (l == 0) b[o]``. All orders of a degree
-    share the matrix and only scalars have a bias, which makes the map strictly equivariant.
+    share the matrix and only scalars have a bias, which makes the map strictly equivariant. It runs
+    as one batched product with a matrix a coefficient: a product a degree would be many small
+    ones.
 
     Parameters
     ----------
@@ -44,6 +49,7 @@ class SO3Linear(nn.Module):
             self.bias = nn.Parameter(torch.empty(out_channels))
         else:
             self.register_parameter("bias", None)
+        self.register_constant("selection", degree_selection(lmax, lmin))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -55,13 +61,14 @@ class SO3Linear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map ``x`` [N, I, in_channels] to [N, I, out_channels], I = (lmax+1)**2 - lmin**2."""
-        outputs = []
-        offset = self.lmin * self.lmin
-        for degree in range(self.lmin, self.lmax + 1):
-            block = x[:, degree * degree - offset : (degree + 1) * (degree + 1) - offset]
-            bias = self.bias if degree == 0 else None
-            outputs.append(nn.functional.linear(block, self.weight[degree - self.lmin], bias))
-        return torch.cat(outputs, dim=1)
+        # One factor of each row is one and all others are zero: exact in any precision.
+        weight = torch.matmul(self.selection.to(self.weight.dtype), self.weight.flatten(1))
+        weight = weight.unflatten(1, self.weight.shape[1:]).transpose(1, 2)
+        x = x.transpose(0, 1)
+        if self.bias is None:
+            return torch.bmm(x, weight).transpose(0, 1)
+        bias = nn.functional.pad(self.bias[None], (0, 0, 0, len(weight) - 1))
+        return torch.baddbmm(bias[:, None], x, weight).transpose(0, 1)
 
     def extra_repr(self) -> str:
         degrees = f"lmax={self.lmax}" if self.lmin == 0 else f"lmin={self.lmin}, lmax={self.lmax}"

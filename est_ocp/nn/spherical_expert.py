@@ -7,7 +7,7 @@ import math
 import torch
 from torch import nn
 
-from est_ocp.nn.graph_attention import in_autocast_dtype
+from est_ocp.nn.autocast import in_autocast_dtype
 from est_ocp.nn.recompute import recomputed
 from est_ocp.nn.triton.support import can_fuse, experts_fit
 

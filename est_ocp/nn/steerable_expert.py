@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from est_ocp.nn.autocast import in_autocast_dtype
 from est_ocp.nn.gate_activation import GateActivation
-from est_ocp.nn.recompute import recomputed
 
 
 class SteerableExperts(nn.Module):
@@ -37,9 +37,6 @@ class SteerableExperts(nn.Module):
         Largest degree.
     gain : float
         Factor on the second weight at the start, see :class:`MixtureOfHybridExperts`.
-    recompute : bool
-        Compute the hidden activations again in the backward pass: without it, two tensors of that
-        size are kept.
 
     Attributes
     ----------
@@ -59,10 +56,8 @@ class SteerableExperts(nn.Module):
         lmax: int,
         *,
         gain: float = 1.0,
-        recompute: bool = False,
     ) -> None:
         super().__init__()
-        self.recompute = recompute
         self.channels = channels
         self.hidden_channels = hidden_channels
         self.num_experts = num_experts
@@ -111,11 +106,6 @@ class SteerableExperts(nn.Module):
         -------
         Tensor [N, (lmax+1)**2, C]
         """
-        if self.recompute:
-            return recomputed(self._apply_plain, x, gate)
-        return self._apply_plain(x, gate)
-
-    def _apply_plain(self, x: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
         return self._project(self._activate(x, gate), gate)
 
     def activate(self, x: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
@@ -132,11 +122,13 @@ class SteerableExperts(nn.Module):
     def _activate(self, x: torch.Tensor, gate: torch.Tensor) -> list[torch.Tensor]:
         """Weighed activations [N, 2 l + 1, E * H] of every degree l."""
         scalars, *blocks = self._degrees(x)
-        of_scalars, *matrices = self.weight_in.flatten(1, 2).unbind()
+        # Cast once and not in every product.
+        of_scalars, *matrices = in_autocast_dtype(self.weight_in).flatten(1, 2).unbind()
         bias = self.bias_in.flatten()
         if self.weight_gate is not None:
             # Scalars and gates are maps of the same input: one product.
-            of_scalars = torch.cat((of_scalars, self.weight_gate.flatten(0, 2)))
+            of_gates = in_autocast_dtype(self.weight_gate).flatten(0, 2)
+            of_scalars = torch.cat((of_scalars, of_gates))
             bias = torch.cat((bias, self.bias_gate.flatten()))
         pre_activation = nn.functional.linear(scalars.squeeze(1), of_scalars, bias)
         pre_activation = pre_activation.unflatten(-1, (self.lmax + 1, -1))
@@ -146,7 +138,7 @@ class SteerableExperts(nn.Module):
 
     def _project(self, hidden: Sequence[torch.Tensor], gate: torch.Tensor) -> torch.Tensor:
         """Second map of every degree's activations, joined."""
-        matrices = self.weight_out.flatten(2).unbind()
+        matrices = in_autocast_dtype(self.weight_out).flatten(2).unbind()
         blocks = [nn.functional.linear(h, m) for h, m in zip(hidden, matrices, strict=True)]
         bias_out = torch.einsum("ne,ec->nc", gate.to(self.bias_out.dtype), self.bias_out)
         blocks[0] = blocks[0] + bias_out.unsqueeze(1).to(blocks[0].dtype)

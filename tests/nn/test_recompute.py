@@ -6,18 +6,17 @@ from torch.utils.checkpoint import checkpoint
 
 from est_ocp.nn.recompute import recomputed
 from est_ocp.nn.spherical_expert import SphericalExperts
-from est_ocp.nn.steerable_expert import SteerableExperts
 
-SHAPES = {"spherical": (4, 7, 6), "steerable": (4, 9, 6)}
+SHAPE = (4, 7, 6)
 
 
-def make(kind: str) -> tuple[torch.nn.Module, list[torch.Tensor]]:
+def make() -> tuple[torch.nn.Module, list[torch.Tensor]]:
     """Experts with non-zero biases, and inputs that need gradients."""
     torch.manual_seed(0)
-    module = SphericalExperts(6, 40, 2) if kind == "spherical" else SteerableExperts(6, 40, 2, 2)
+    module = SphericalExperts(6, 40, 2)
     for parameter in module.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
-    inputs = [torch.randn(SHAPES[kind]), torch.rand(4, 2)]
+    inputs = [torch.randn(SHAPE), torch.rand(4, 2)]
     return module, [t.requires_grad_(True) for t in inputs]
 
 
@@ -30,9 +29,8 @@ def results(function, module, inputs, low: bool) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("low", [False, True], ids=["float32", "bfloat16"])
-@pytest.mark.parametrize("kind", SHAPES)
-def test_experts_keep_no_hidden_tensor_and_change_no_bit(kind, low):
-    module, inputs = make(kind)
+def test_experts_keep_no_hidden_tensor_and_change_no_bit(low):
+    module, inputs = make()
     sizes = {False: [], True: []}
     found = {}
     for module.recompute in (False, True):
@@ -48,9 +46,8 @@ def test_experts_keep_no_hidden_tensor_and_change_no_bit(kind, low):
     assert sum(sizes[True]) < hidden
 
 
-@pytest.mark.parametrize("kind", SHAPES)
-def test_traced_in_one_graph_and_nested_in_recomputed_layers(kind):
-    module, inputs = make(kind)
+def test_traced_in_one_graph_and_nested_in_recomputed_layers():
+    module, inputs = make()
     expected = results(module, module, inputs, low=False)
     module.recompute = True
     traced = torch.compile(module, backend="aot_eager", dynamic=True, fullgraph=True)
@@ -63,16 +60,12 @@ def test_traced_in_one_graph_and_nested_in_recomputed_layers(kind):
             assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("kind", SHAPES)
-def test_second_derivatives(kind):
+def test_second_derivatives():
     torch.manual_seed(0)
-    experts = {
-        "spherical": lambda: SphericalExperts(2, 3, 2, recompute=True),
-        "steerable": lambda: SteerableExperts(2, 3, 2, 1, recompute=True),
-    }
+    experts = SphericalExperts(2, 3, 2, recompute=True).double()
     x = torch.randn(2, 4, 2, dtype=torch.float64, requires_grad=True)
     gate = torch.rand(2, 2, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradgradcheck(experts[kind]().double(), (x, gate))
+    assert torch.autograd.gradgradcheck(experts, (x, gate))
 
 
 def test_computed_once_without_gradients():
