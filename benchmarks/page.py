@@ -3,8 +3,8 @@
     python benchmarks/page.py
     python benchmarks/page.py --data runs/benchmarks --out /tmp/page
 
-A section whose file is missing says what command makes it. A section "## Reading" of an earlier
-page is kept.
+A section whose file is missing says what command makes it. Remarks on how a file came about are
+rows of speed_notes.csv (columns file, note). A section "## Reading" of an earlier page is kept.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from report.exponents import plot as plot_scaling
 from report.roofline import parts_table, roofline
 
 READING = "## Reading"
+NOTES = "speed_notes.csv"
 Rows = list[Mapping[str, str]]
 
 
@@ -39,21 +40,29 @@ class Section:
         What makes that file.
     text : callable
         Rows, and where a figure may be written, to Markdown.
+    instead : str
+        File that is read where the first is missing: the same with fewer columns.
     """
 
     title: str
     file: str
     command: str
     text: Callable[[Rows, Path], str]
+    instead: str = ""
 
     def write(self, data: Path, out: Path) -> str:
         """The section's Markdown."""
-        rows = read(data / self.file)
+        file = self.file
+        rows = read(data / file)
+        if not rows and self.instead:
+            file = self.instead
+            rows = read(data / file)
         if not rows:
             body = f"Not measured yet: `{self.file}` is made by\n\n    {self.command}"
             return f"## {self.title}\n\n{body}"
-        source = f"    {self.command}\n\n{machine(rows)}All rows: [{self.file}]({self.file})."
-        return f"## {self.title}\n\n{self.text(rows, out)}\n\n{source}"
+        source = f"    {self.command}\n\n{machine(rows)}All rows: [{file}]({file})."
+        notes = [f"\n\n{row['note']}" for row in read(data / NOTES) if row["file"] == file]
+        return f"## {self.title}\n\n{self.text(rows, out)}\n\n{source}{''.join(notes)}"
 
 
 def machine(rows: Rows) -> str:
@@ -109,14 +118,15 @@ def history_text(rows: Rows, out: Path) -> str:
     lines, before = [], {}
     for row in rows:
         key = (row["mode"], row["precision"], row["batch"])
-        rate = float(row["atoms_s"])
-        gain = f"{rate / before[key]:.2f} x" if key in before else "-"
-        before[key] = rate
-        what = f"{row['mode']}, {row['precision']}, {row['batch']}"
+        rate, gain = number(row, "atoms_s"), "-"
+        if rate is not None:
+            gain = f"{rate / before[key]:.2f} x" if key in before else "-"
+            before[key] = rate
+        what = ", ".join(part for part in key if part)
+        words = [row["prediction"] or "-", row["outcome"] or "-"]
         memory = shown(number(row, "peak_gib"), ".1f")
-        prediction = row["prediction"] or "-"
-        lines.append([row["step"], what, prediction, f"{rate:,.0f}", gain, memory])
-    header = ["step", "measured", "prediction", "atoms/s", "gain", "peak, GiB"]
+        lines.append([row["step"], what, *words, shown(rate, ",.0f"), gain, memory])
+    header = ["step", "measured", "prediction", "outcome", "atoms/s", "gain", "peak, GiB"]
     return (
         "Each row adds to those before; the gain is over the last row of the same kind.\n\n"
         + markdown(header, lines)
@@ -140,14 +150,23 @@ reach on this card.
 
 def scaling_text(rows: Rows, out: Path) -> str:
     """Exponents and figure."""
-    figure = drawn(plot_scaling, rows, out / "speed_scaling.png", "Time and memory of training")
-    failed = [f"{row['sweep']} {row['x']} ({row['error']})" for row in rows if row["error"]]
-    note = f" Failed, and left out: {', '.join(failed)}." if failed else ""
+    fits, figure = exponents(rows), ""
+    if fits:
+        path = out / "speed_scaling.png"
+        figure = drawn(plot_scaling, rows, path, "Time and memory of training")
+    failed: dict[str, list[str]] = {}
+    for row in rows:
+        if row["error"]:
+            failed.setdefault(row["error"], []).append(f"{row['sweep']} {row['x']}")
+    reasons = [f"{', '.join(which)} ({error})" for error, which in failed.items()]
+    timed = any(row["ms"] for row in rows)
+    untimed = "" if timed else " Times were not kept."
+    note = f" Failed, and left out: {'; '.join(reasons)}." if failed else ""
     return f"""Exponents k of `a x^k`, least squares of logarithms, with their standard errors. One
 setting is varied, the others are the config's, {rows[0]["precision"]}; layers are not compiled.
-Memory is what a step needs above weights, gradients and the optimiser's state.{note}
+Memory is what a step needs above weights, gradients and the optimiser's state.{untimed}{note}
 
-{exponents_table(exponents(rows))}{figure}"""
+{exponents_table(fits)}{figure}"""
 
 
 def loading_text(rows: Rows, out: Path) -> str:
@@ -214,6 +233,7 @@ SECTIONS = (
     Section(
         "Where the time goes", "speed_kernels.csv",
         "python benchmarks/step_profile.py --out docs/results", kernels_text,
+        instead="speed_parts.csv",
     ),
     Section(
         "Scaling", "speed_scaling.csv",

@@ -43,12 +43,15 @@ def plot_curves(rows: list[Mapping[str, str]], path: Path) -> None:
 
     figure, axis = plt.subplots(figsize=(7.0, 4.2))
     seen: dict[str, int] = {}
-    for (precision, seed), points in runs(rows, "train").items():
+    found = runs(rows, "train")
+    # The first ones are broad: curves that agree stay visible.
+    widths = [1.2 + 1.2 * (len(found) - 1 - place) for place in range(len(found))]
+    for width, ((precision, seed), points) in zip(widths, found.items(), strict=True):
         number = seen.setdefault(precision, 0)
         seen[precision] += 1
         axis.plot(
             *zip(*points, strict=True), STYLES[number % len(STYLES)],
-            color=COLOURS.get(precision, "0.4"), linewidth=1.2, label=f"{precision}, seed {seed}",
+            color=COLOURS.get(precision, "0.4"), linewidth=width, label=f"{precision}, seed {seed}",
         )  # fmt: skip
     axis.set(xlabel="step", ylabel="training loss", yscale="log")
     axis.yaxis.set_major_formatter(plain)

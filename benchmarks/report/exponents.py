@@ -39,13 +39,20 @@ def exponent(x: Sequence[float], y: Sequence[float]) -> tuple[float, float]:
     return float(slope), math.sqrt(variance / spread)
 
 
+def measured(
+    rows: Iterable[Mapping[str, str]], sweep: str, quantity: str
+) -> list[Mapping[str, str]]:
+    """Rows of a sweep that have a quantity."""
+    return [row for row in rows if row["sweep"] == sweep and row[quantity]]
+
+
 def exponents(rows: Iterable[Mapping[str, str]]) -> list[dict[str, Any]]:
-    """Exponents of time and memory in every sweep of three rows or more."""
+    """Exponents of time and memory in every sweep that has three rows or more with them."""
     good = [row for row in rows if not row["error"]]
     out = []
     for sweep in LABELS:
-        some = [row for row in good if row["sweep"] == sweep]
         for quantity in ("ms", "memory_gib"):
+            some = measured(good, sweep, quantity)
             if len({row["x"] for row in some}) < 3:
                 continue
             x, y = ([float(row[name]) for row in some] for name in ("x", quantity))
@@ -71,18 +78,27 @@ def exponents_table(rows: Iterable[Mapping[str, Any]]) -> str:
 
 
 def plot(rows: Iterable[Mapping[str, str]], path: Path) -> None:
-    """Draw time and memory of all sweeps with their fits."""
+    """Draw time and memory of the sweeps that have an exponent, with their fits; else nothing."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
     good = [row for row in rows if not row["error"]]
-    figure, axes = plt.subplots(2, len(LABELS), figsize=(13.0, 5.2), squeeze=False)
-    quantities = (("ms", "ms a step", "tab:blue"), ("memory_gib", "GiB", "tab:red"))
-    for column, (sweep, label) in enumerate(LABELS.items()):
-        some = [row for row in good if row["sweep"] == sweep]
-        for line, (quantity, unit, colour) in enumerate(quantities):
+    fits = {(fit["sweep"], fit["quantity"]) for fit in exponents(good)}
+    if not fits:
+        return
+    sweeps = [sweep for sweep in LABELS if any(sweep == found for found, _ in fits)]
+    units = {"ms": ("ms a step", "tab:blue"), "memory_gib": ("GiB", "tab:red")}
+    quantities = [name for name in units if any(name == found for _, found in fits)]
+    figure, axes = plt.subplots(
+        len(quantities), len(sweeps), squeeze=False,
+        figsize=(2.6 * len(sweeps), 0.2 + 2.5 * len(quantities)),
+    )  # fmt: skip
+    for column, sweep in enumerate(sweeps):
+        for line, quantity in enumerate(quantities):
+            unit, colour = units[quantity]
+            some = measured(good, sweep, quantity)
             axis = axes[line][column]
             x, y = (np.array([float(row[name]) for row in some]) for name in ("x", quantity))
             axis.set(xscale="log", yscale="log")
@@ -102,8 +118,8 @@ def plot(rows: Iterable[Mapping[str, str]], path: Path) -> None:
             axis.grid(alpha=0.3)
             if column == 0:
                 axis.set_ylabel(unit)
-            if line == 1:
-                axis.set_xlabel(label)
+            if line == len(quantities) - 1:
+                axis.set_xlabel(LABELS[sweep])
     figure.tight_layout()
     figure.savefig(path, dpi=150)
     plt.close(figure)

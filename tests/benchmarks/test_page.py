@@ -27,7 +27,58 @@ def test_commands_of_the_page_exist(bench):
 def test_history_is_read(bench):
     rows = bench("measuring.records").read(ROOT / "docs" / "results" / "speed_history.csv")
     text = bench("page").history_text(rows, ROOT)
-    assert "| + compiled layers | train, bf16, 16 | - | 6,688 | 4.78 x | 25.9 |" in text
+    assert "| + compiled layers | train, bf16, 16 | - | - | 6,688 | 4.78 x | 25.9 |" in text
+    # A step measured by its kernels alone has no rate, and leaves the gains of those that have one.
+    adam = "| + fused AdamW | optimiser | - | 7.0 ms (5.7 foreach) to 2.1 ms | - | - | - |"
+    assert adam in text
+    assert "| all of these | train, bf16, 64 | - | - | 17,603 | 1.28 x | 34.7 |" in text
+
+
+def test_stored_figures_are_those_of_the_page(bench):
+    compare, read = bench("measuring.compare"), bench("measuring.records").read
+    rows = [r for r in read(ROOT / "docs" / "results" / "speed.csv") if not r["error"]]
+    (card,) = {row["card"] for row in rows}
+    stored = read(compare.reference_file(ROOT / "benchmarks" / "reference", card))
+    assert [row["name"] for row in stored] == [row["name"] for row in rows]
+    assert {change.ratio for change in compare.changes(rows, stored)} == {1.0}
+
+
+def test_remarks_are_beside_their_file(bench, tmp_path):
+    page, write = bench("page"), bench("measuring.records").write
+    write(tmp_path / "one.csv", ["x"], [{"x": "1"}])
+    notes = [{"file": f"{name}.csv", "note": f"About {name}."} for name in ("one", "two")]
+    write(tmp_path / page.NOTES, ["file", "note"], notes)
+    section = page.Section("One", "one.csv", "python one.py", lambda rows, out: rows[0]["x"])
+    text = section.write(tmp_path, tmp_path)
+    assert text.endswith("All rows: [one.csv](one.csv).\n\nAbout one.")
+    assert "About two." not in text
+
+
+def test_parts_without_kernels(bench, kernel_rows, tmp_path):
+    page, write = bench("page"), bench("measuring.records").write
+    (section,) = [s for s in page.SECTIONS if s.file == "speed_kernels.csv"]
+    columns = [name for name in kernel_rows[0] if name not in ("kernel", "operator")]
+    write(tmp_path / section.instead, columns, ({c: r[c] for c in columns} for r in kernel_rows))
+    text = section.write(tmp_path, tmp_path)
+    assert "| train | EST experts | 2 | 4.00 | 40 | 200 | 50.0 | 250 |" in text
+    assert "[speed_parts.csv](speed_parts.csv)" in text
+    # With every kernel there is no need of them.
+    write(tmp_path / section.file, list(kernel_rows[0]), [kernel_rows[0] | {"ms": "8.0"}])
+    assert "| train | EST experts | 2 | 8.00 | 100 |" in section.write(tmp_path, tmp_path)
+
+
+def test_sweep_without_times(bench, tmp_path):
+    page = bench("page")
+    common = dict.fromkeys(bench("scaling").COLUMNS, "") | {"sweep": "atoms", "precision": "bf16"}
+    rows = [common | {"x": str(x), "memory_gib": str(0.5 * x**2)} for x in (1, 2, 4)]
+    rows += [common | {"sweep": "layers", "x": str(x), "error": "no time"} for x in (2, 4)]
+    text = page.scaling_text(rows, tmp_path)
+    assert "| atoms a batch | - | 2.00 ± 0.00 |" in text
+    assert "Times were not kept." in text
+    assert "layers 2, layers 4 (no time)" in text
+    assert "Times were" not in page.scaling_text([r | {"ms": "3"} for r in rows], tmp_path)
+    nothing = page.scaling_text(rows[:2], tmp_path / "missing")
+    assert "speed_scaling.png" not in nothing
 
 
 @pytest.fixture
