@@ -2,39 +2,18 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
-import torch
 
 from est_ocp.nn.triton.support import experts_fit
+from tests.nn.triton.programs import PRECISIONS, ROUNDING, errors_of
 
 pytest.importorskip("triton", reason="the fused kernels need Triton")
 
-#: Largest error of results and gradients over their largest value. TF32 products on a GPU round
-#: to 10 bits; the interpreter computes in float32.
-ROUNDING = {
-    "float32": 3e-3 if torch.cuda.is_available() else 1e-5,
-    "float16": 3e-3,
-    "bfloat16": 2e-2,
-}
-#: Triton's interpreter has no products of bfloat16.
-PRECISIONS = ("float32", "bfloat16" if torch.cuda.is_available() else "float16")
 EXACT = ("no_nodes", "compiled")
 
 
 def test_kernels_equal_the_plain_module():
-    program = str(Path(__file__).with_name("experts_kernels.py"))
-    done = subprocess.run(
-        [sys.executable, program, *PRECISIONS], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    errors = {
-        name: float(value)
-        for name, value in (line.split() for line in done.stdout.splitlines() if " " in line)
-    }
+    errors = errors_of("experts_kernels", *PRECISIONS)
     for dtype in PRECISIONS:
         for name in EXACT:
             assert errors.pop(f"{dtype}_{name}") == 0, name

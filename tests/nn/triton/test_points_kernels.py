@@ -2,38 +2,16 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
-import torch
+
+from tests.nn.triton.programs import PRECISIONS, ROUNDING, errors_of
 
 pytest.importorskip("triton", reason="the fused kernels need Triton")
 
-#: TF32 products on a GPU round to 10 bits; the interpreter computes in float32.
-ROUNDING = {
-    "float32": 3e-3 if torch.cuda.is_available() else 1e-5,
-    "float16": 3e-3,
-    "bfloat16": 2e-2,
-}
-#: Triton's interpreter has no products of bfloat16.
-HALF = "bfloat16" if torch.cuda.is_available() else "float16"
 
-
-@pytest.mark.parametrize("dtype", ["float32", HALF])
+@pytest.mark.parametrize("dtype", PRECISIONS)
 def test_kernels_equal_plain_pytorch(dtype: str):
-    done = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("points_kernels.py")), dtype],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    errors = {
-        name: float(value)
-        for name, value in (line.split() for line in done.stdout.splitlines() if " " in line)
-    }
+    errors = errors_of("points_kernels", dtype)
     for case in ("message_block", "few_rows_out", "many_points", "settings_64_2_16"):
         assert {case, f"{case}_gradient_of_scalars", f"{case}_gradient_of_x"} <= set(errors)
     assert max(errors.values()) < ROUNDING[dtype], errors
