@@ -6,7 +6,6 @@ import math
 
 import torch
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
 from est_ocp.errors import ConfigError
 from est_ocp.nn.activation import smooth_leaky_relu
@@ -24,6 +23,7 @@ from est_ocp.nn.edge_rotation import (
     sum_from_frames,
 )
 from est_ocp.nn.radial_mlp import ElementRadialMLP
+from est_ocp.nn.recompute import recomputed
 from est_ocp.nn.s2_activation import SeparableS2Activation
 from est_ocp.nn.scatter import edge_softmax
 from est_ocp.nn.so2_convolution import SO2Convolution
@@ -185,7 +185,13 @@ class EquiformerV2Attention(ConstantBuffers):
         wigner = wigner.to(x.dtype)
 
         hidden = self.radial.hidden(edge_scalars, atomic_numbers, edge_index)
-        messages, extra = self._first_messages(x, wigner, hidden, edge_index, order)
+        arguments = (x, wigner, hidden, edge_index, order)
+        if can_fuse_rotation(x, wigner, order):
+            # The kernel is fast enough to make the convolution's inputs once more in the backward
+            # pass: they and the radial weights, the block's largest tensors, are not kept.
+            messages, extra = recomputed(self._first_messages, *arguments)
+        else:
+            messages, extra = self._first_messages(*arguments)
         alpha, gating = extra.split(self.extra_channels, dim=1)
         messages = self.activation(gating, messages)
         messages, _ = self.second_convolution(messages)
@@ -205,27 +211,7 @@ class EquiformerV2Attention(ConstantBuffers):
         edge_index: torch.Tensor,
         order: EdgeOrder | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """First convolution, and its extra scalars, from the hidden features of the radial network.
-
-        Where the fused kernel makes the convolution's inputs it is also fast enough to make them
-        once more in the backward pass: they and the radial weights, the largest tensors of the
-        block, are then not kept.
-        """
-        arguments = (x, wigner, hidden, edge_index, order)
-        if torch.is_grad_enabled() and can_fuse_rotation(x, wigner, order):
-            return checkpoint(
-                self._convolve, *arguments, use_reentrant=False, preserve_rng_state=False
-            )
-        return self._convolve(*arguments)
-
-    def _convolve(
-        self,
-        x: torch.Tensor,
-        wigner: torch.Tensor,
-        hidden: torch.Tensor,
-        edge_index: torch.Tensor,
-        order: EdgeOrder | None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """First convolution, and its extra scalars, from the radial network's hidden features."""
         convolution = self.first_convolution
         inputs = rotate_by_order(
             x,

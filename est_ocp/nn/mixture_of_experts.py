@@ -114,11 +114,7 @@ class MixtureOfHybridExperts(nn.Module):
         self.steerable: SteerableExperts | None = None
         if num_steerable_experts:
             self.steerable = SteerableExperts(
-                channels,
-                steerable_expert_channels,
-                num_steerable_experts,
-                lmax,
-                gain=gain,
+                channels, steerable_expert_channels, num_steerable_experts, lmax, gain=gain
             )
 
     def forward(

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch.utils.checkpoint import checkpoint
 
 
-def recomputed(function: Callable[..., torch.Tensor], *arguments: torch.Tensor) -> torch.Tensor:
+def recomputed(function: Callable[..., Any], *arguments: Any) -> Any:
     """Return ``function(*arguments)``, keeping the arguments alone for the backward pass.
 
     Parameters
     ----------
     function : callable
-        Without random numbers.
-    *arguments : Tensor
-
-    Returns
-    -------
-    Tensor
+        Of tensors, without random numbers.
+    *arguments
+        Tensors, or containers of tensors that need no gradient.
     """
     if not torch.is_grad_enabled():
         return function(*arguments)
