@@ -86,6 +86,21 @@ TARGETS: dict[str, Target] = {
 IN_HARTREE = ("homo", "lumo", "gap", "zpve", "U0", "U", "H", "G")
 
 
+#: In place of a target's name: all twelve as one vector, in units of their spreads.
+ALL = "all"
+
+
+def targets_of(name: str) -> tuple[Target, ...]:
+    """Return all targets for "all", else the one of this name.
+
+    Raises
+    ------
+    ConfigError
+        If there is none of this name.
+    """
+    return tuple(TARGETS.values()) if name == ALL else (target_of(name),)
+
+
 def target_of(name: str) -> Target:
     """Return a target by its name.
 
@@ -95,5 +110,6 @@ def target_of(name: str) -> Target:
         If there is none of this name.
     """
     if name not in TARGETS:
-        raise ConfigError(f"'{name}' is no target of QM9; choose one of {', '.join(TARGETS)}")
+        names = ", ".join((*TARGETS, ALL))
+        raise ConfigError(f"'{name}' is no target of QM9; choose one of {names}")
     return TARGETS[name]

@@ -35,5 +35,5 @@ def run(arguments: argparse.Namespace) -> int:
     errors = evaluate_molecules(
         arguments.checkpoint, resolve(config, arguments.overrides), out, arguments.splits
     )
-    print(errors.text())
+    print("\n\n".join(found.text() for found in errors.values()))
     return 0

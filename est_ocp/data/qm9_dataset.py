@@ -28,27 +28,29 @@ from est_ocp.data.qm9_molecules import Molecules, composition
 from est_ocp.data.qm9_tensors import MoleculeTensors
 from est_ocp.data.shards import expand_path
 from est_ocp.errors import ConfigError, unknown_keys
-from est_ocp.qm9_targets import ELEMENTS, TARGETS, target_of
+from est_ocp.qm9_targets import ALL, ELEMENTS, TARGETS, targets_of
 
 #: Keys read here, and keys that fairchem's ``create_dataset`` reads from the same mapping.
-OWN_KEYS = ("src", "target", "cutoff", "dataset_name")
+OWN_KEYS = ("src", "target", "cutoff", "dataset_name", "means", "spreads")
 FAIRCHEM_KEYS = ("format", "splits", "seed", "first_n", "sample_n", "no_shuffle")
 
 
 @registry.register_dataset("qm9_lmdb")
 class QM9Dataset(BaseDataset):
-    """One split of QM9 with one target as label.
+    """One split of QM9 with one target as label, or all of them.
 
     Labels of extensive targets are given less the references of ``qm9.json`` (one value an atom),
     in double precision: total energies in single precision would be rounded to 1 meV.
-    :attr:`references` adds them again.
+    :attr:`references` adds them again. All targets together are given as ``(label - mean) /
+    spread``, in the order of :data:`est_ocp.qm9_targets.TARGETS`.
 
     Parameters
     ----------
     config : dict
         ``src`` : folder of ``data.lmdb`` as ``est-ocp data qm9`` writes it; ``qm9.json`` lies in
         its parent.
-        ``target`` : name of the target, see :data:`est_ocp.qm9_targets.TARGETS`.
+        ``target`` : name of the target, see :data:`est_ocp.qm9_targets.TARGETS`, or "all".
+        ``means``, ``spreads`` : by name of the target, in its unit; used, and needed, with "all".
         ``cutoff`` : Angstrom; give the edges up to there with the structures. None: no edges.
         ``dataset_name`` : name by which tasks refer to this dataset (default "qm9").
 
@@ -65,7 +67,8 @@ class QM9Dataset(BaseDataset):
         src = config.get("src")
         if not isinstance(src, str | os.PathLike):
             raise ConfigError(f"src of dataset qm9_lmdb must be one folder, not {src!r}")
-        self.target = target_of(config.get("target"))
+        self.targets = targets_of(config.get("target"))
+        self.scaling = self._scaling(config) if config["target"] == ALL else None
         cutoff = config.get("cutoff")
         if cutoff is not None and not float(cutoff) > 0:
             raise ConfigError(f"cutoff of dataset qm9_lmdb must be positive, not {cutoff}")
@@ -76,19 +79,58 @@ class QM9Dataset(BaseDataset):
         self.molecules: Molecules = read_molecules(self.folder / "data.lmdb")
         self.num_samples = len(self.molecules)
 
+    def _scaling(self, config: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+        """Means and spreads [12], float64."""
+        found = []
+        for key in ("means", "spreads"):
+            values = config.get(key) or {}
+            missing = [target.name for target in self.targets if target.name not in values]
+            if missing:
+                raise ConfigError(
+                    f"{key} of dataset qm9_lmdb lacks {', '.join(missing)}; target 'all' needs a "
+                    "number for each target"
+                )
+            found.append(np.array([values[target.name] for target in self.targets], dtype=float))
+        if not np.all(found[1] > 0):
+            raise ConfigError("spreads of dataset qm9_lmdb must be positive")
+        return found[0], found[1]
+
     @cached_property
     def references(self) -> np.ndarray:
-        """Sum over the atoms of each molecule's references, float64 [M], in the target's unit."""
-        if not self.target.has_references:
-            return np.zeros(len(self.molecules))
-        stored = read_summary(self.folder.parent)["references"][self.target.name]
-        return composition(self.molecules) @ np.array([stored[str(z)] for z in ELEMENTS])
+        """Sums of the references over each molecule's atoms, float64 [M] or [M, 12].
+
+        In the targets' units.
+        """
+        sums = np.zeros((len(self.molecules), len(self.targets)))
+        for column, target in enumerate(self.targets):
+            if target.has_references:
+                stored = read_summary(self.folder.parent)["references"][target.name]
+                values = np.array([stored[str(z)] for z in ELEMENTS])
+                sums[:, column] = composition(self.molecules) @ values
+        return sums if self.scaling is not None else sums[:, 0]
+
+    def in_units(self, values: np.ndarray) -> np.ndarray:
+        """Return labels or predictions in the targets' units; references are not added.
+
+        Parameters
+        ----------
+        values : ndarray [..., 12] or [...]
+            As the dataset gives labels.
+        """
+        if self.scaling is None:
+            return values
+        means, spreads = self.scaling
+        return values * spreads + means
 
     @cached_property
     def tensors(self) -> MoleculeTensors:
         """Structures, edges and labels, flat."""
-        column = list(TARGETS).index(self.target.name)
-        labels = self.molecules.targets[:, column] - self.references
+        columns = [list(TARGETS).index(target.name) for target in self.targets]
+        if self.scaling is None:
+            labels = self.molecules.targets[:, columns[0]] - self.references
+        else:
+            means, spreads = self.scaling
+            labels = (self.molecules.targets[:, columns] - self.references - means) / spreads
         edges = None if self.cutoff is None else radius_edges(self.molecules, self.cutoff)
         return MoleculeTensors.of(self.molecules, labels, edges)
 

@@ -25,7 +25,7 @@ class MoleculeTensors:
         Where a molecule's atoms and edges begin.
     numbers : Tensor [N], uint8
     pos : Tensor [N, 3], float32
-    label : Tensor [M], float32
+    label : Tensor [M] or [M, T], float32
     source, target : Tensor [E], uint8
         Ends of the edges, numbered in the molecule.
     """
@@ -51,7 +51,7 @@ class MoleculeTensors:
         labels: np.ndarray,
         edges: tuple[np.ndarray, np.ndarray, np.ndarray] | None,
     ) -> MoleculeTensors:
-        """Build from molecules, labels [M] and :func:`est_ocp.data.qm9_edges.radius_edges`."""
+        """Build from molecules, labels and :func:`est_ocp.data.qm9_edges.radius_edges`."""
         if edges is None:
             empty = np.zeros(0, dtype=np.uint8)
             edges = (empty, empty, np.zeros(len(molecules), dtype=np.int64))
@@ -88,8 +88,8 @@ class MoleculeTensors:
         Returns
         -------
         AtomicData
-            With ``target`` [B], ``sample_id`` [B], ``sid`` (QM9's numbers as text), and the graph
-            under the names of :mod:`est_ocp.models.graph` if edges are precomputed.
+            With ``target`` [B] or [B, T], ``sample_id`` [B], ``sid`` (QM9's numbers as text), and
+            the graph under the names of :mod:`est_ocp.models.graph` if edges are precomputed.
         """
         natoms = self.natoms[chosen]
         total = int(natoms.sum())

@@ -20,7 +20,7 @@ from est_ocp.evaluation.checkpoint import (
     quiet,
     read_checkpoint,
 )
-from est_ocp.qm9_targets import Target, target_of
+from est_ocp.qm9_targets import ALL, Target, targets_of
 
 #: Beside the npz files: the errors, and the checkpoint that they come from.
 METRICS_FILE = "metrics.json"
@@ -57,14 +57,19 @@ class MolecularErrors:
         return "\n".join(lines)
 
 
-def target_of_checkpoint(checkpoint: str | Path) -> Target | None:
-    """Return the QM9 target that a checkpoint predicts, or None if it serves another task."""
+def target_of_checkpoint(checkpoint: str | Path) -> str | None:
+    """Return the QM9 target that a checkpoint predicts, or None if it serves another task.
+
+    "all" if it predicts all of them.
+    """
     content = read_checkpoint(checkpoint)
     names = [task["name"] for task in content.tasks_config]
     if names != [TASK]:
         return None
     try:
-        return target_of(content.model_config["heads"][TASK]["target"])
+        target = content.model_config["heads"][TASK]["target"]
+        targets_of(target)
+        return target
     except (KeyError, TypeError):
         raise CheckpointError(
             f"{checkpoint} has a task '{TASK}' but no head of est_ocp.models."
@@ -112,7 +117,7 @@ def evaluate_molecules(
     splits: Sequence[str] | None = None,
     device: str | None = None,
     batch_size: int = 256,
-) -> MolecularErrors:
+) -> dict[str, MolecularErrors]:
     """Predict splits of QM9 with a checkpoint's averaged weights; save predictions and errors.
 
     Parameters
@@ -122,14 +127,19 @@ def evaluate_molecules(
     config : DictConfig
         Resolved config of a training on QM9.
     out : path
-        Gets ``<split>.npz`` (``index``, QM9's numbers; ``prediction`` and ``label`` in the target's
-        unit, float64, references added) and ``metrics.json``.
+        Gets ``<split>.npz`` (``index``, QM9's numbers; ``prediction`` and ``label`` in the targets'
+        units, float64, references added; [M], or [M, 12] with all targets) and ``metrics.json``.
     splits : sequence of str, optional
         Default: val and test.
     device : {"cpu", "cuda"}, optional
         Default: a GPU if there is one.
     batch_size : int
         Molecules predicted at once.
+
+    Returns
+    -------
+    dict
+        Target's name to its errors.
 
     Raises
     ------
@@ -141,20 +151,21 @@ def evaluate_molecules(
     file = find_inference_checkpoint(checkpoint)
     target = target_of_checkpoint(file)
     configs = split_configs(config, splits)
-    if target is None or configs["qm9"].get("target") != target.name:
-        predicts = "none of QM9's targets" if target is None else target.name
+    if target is None or configs["qm9"].get("target") != target:
+        predicts = "none of QM9's targets" if target is None else target
         raise ConfigError(
             f"{file} predicts {predicts}, the config's target is "
-            f"{configs['qm9'].get('target')}; set data.target, or take the run's own config"
+            f"{configs['qm9'].get('target')}; set data.target (all: tasks=qm9_all), or take the "
+            "run's own config"
         )
     dataset = create_qm9_dataset(configs)
     unit = load_unit(file, device=device or ("cuda" if torch.cuda.is_available() else "cpu"))
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    errors = MolecularErrors(target, {}, {}, {})
+    errors = {t.name: MolecularErrors(t, {}, {}, {}) for t in targets_of(target)}
     names, stops = list(configs["qm9"]["splits"]), dataset.cumulative_sizes
     for name, subset, stop in zip(names, dataset.datasets, stops, strict=True):
-        start = stop - len(subset)
+        start, split = stop - len(subset), subset.dataset
         prediction, label = [], []
         for first in tqdm(
             range(start, stop, batch_size), desc=name, disable=not sys.stderr.isatty()
@@ -162,20 +173,32 @@ def evaluate_molecules(
             batch = dataset.__getitems__(range(first, min(first + batch_size, stop)))
             label.append(batch.target.double())
             with quiet():
-                prediction.append(unit.predict(batch)[TASK].reshape(-1).double().cpu())
-        predicted, labels = torch.cat(prediction).numpy(), torch.cat(label).numpy()
-        difference = (predicted - labels) * target.table_factor
-        errors.mae[name] = float(np.abs(difference).mean())
-        errors.rmse[name] = float(np.sqrt(np.square(difference).mean()))
-        errors.sizes[name] = stop - start
-        split = subset.dataset
+                predicted = unit.predict(batch)[TASK]
+            prediction.append(predicted.reshape(label[-1].shape).double().cpu())
+        predictions = split.in_units(torch.cat(prediction).numpy())
+        labels = split.in_units(torch.cat(label).numpy())
+        columns = (predictions - labels).reshape(stop - start, -1).T
+        for found, difference in zip(errors.values(), columns, strict=True):
+            difference = difference * found.target.table_factor
+            found.mae[name] = float(np.abs(difference).mean())
+            found.rmse[name] = float(np.sqrt(np.square(difference).mean()))
+            found.sizes[name] = stop - start
         np.savez(
             out / f"{name}.npz",
             index=split.molecules.index,
-            prediction=predicted + split.references,
+            targets=list(errors),
+            prediction=predictions + split.references,
             label=labels + split.references,
         )
-    content = {"checkpoint": str(file), "target": target.name, "unit": target.table_unit}
-    content |= {"mae": errors.mae, "rmse": errors.rmse, "molecules": errors.sizes}
-    (out / METRICS_FILE).write_text(json.dumps(content, indent=2) + "\n")
+    (out / METRICS_FILE).write_text(json.dumps(_summary(file, target, errors), indent=2) + "\n")
     return errors
+
+
+def _summary(file: Path, target: str, errors: dict[str, MolecularErrors]) -> dict[str, Any]:
+    """What ``metrics.json`` holds."""
+    found = {
+        name: {"unit": e.target.table_unit, "mae": e.mae, "rmse": e.rmse, "molecules": e.sizes}
+        for name, e in errors.items()
+    }
+    content = {"checkpoint": str(file), "target": target}
+    return content | ({"targets": found} if target == ALL else found[target])

@@ -20,7 +20,15 @@ from fairchem.core.models.base import HeadInterface
 from torch import nn
 
 from est_ocp.nn import init_weights
-from est_ocp.qm9_targets import BOHR, DIPOLE, EXTENSIVE, INTENSIVE, SPATIAL_EXTENT, target_of
+from est_ocp.qm9_targets import (
+    ALL,
+    BOHR,
+    DIPOLE,
+    EXTENSIVE,
+    INTENSIVE,
+    Target,
+    targets_of,
+)
 from est_ocp.sphere.constants import ConstantBuffers
 
 
@@ -146,14 +154,14 @@ class SpatialExtentReadout(nn.Module):
     channels : int
     divisor : float
         As for :class:`ExtensiveReadout`, for s.
-    rmsd : float
+    spread : float
         The normaliser's, bohr^2: the output is in its units.
     """
 
-    def __init__(self, channels: int, divisor: float, rmsd: float) -> None:
+    def __init__(self, channels: int, divisor: float, spread: float) -> None:
         super().__init__()
         self.divisor = divisor
-        self.scale = 1.0 / (BOHR**2 * rmsd)
+        self.scale = 1.0 / (BOHR**2 * spread)
         self.values = AtomValues(channels, 2)
         self.centre = CentreOfMass()
 
@@ -165,20 +173,31 @@ class SpatialExtentReadout(nn.Module):
         return sum_over_atoms((numbers + charge) * square + own / self.divisor, batch, num_graphs)
 
 
+class AllReadouts(nn.ModuleList):
+    """Readouts of several targets, one after the other: [B, T]."""
+
+    def forward(self, *inputs) -> torch.Tensor:
+        """Values [B, T]; inputs as for each readout."""
+        return torch.stack([readout(*inputs) for readout in self], dim=1)
+
+
 @registry.register_model("est_molecular_property_head")
 class MolecularPropertyHead(nn.Module, HeadInterface):
     """A property of each molecule, ``{"target": [B]}``, in the normaliser's units.
+
+    Or all of QM9's targets, [B, 12], each in units of its spread.
 
     Parameters
     ----------
     backbone : Module
         With ``channels`` and, for dipole moments from vectors, ``lmax_out``.
     target : str
-        Name of the property, see :data:`est_ocp.qm9_targets.TARGETS`; it decides the readout.
+        Name of the property, see :data:`est_ocp.qm9_targets.TARGETS`; it decides the readout. "all"
+        for all of them.
     divisor : float
         Of sums over atoms; the root of the training set's mean number of atoms.
-    rmsd : float
-        The normaliser's, in the target's unit; only ``r2`` uses it.
+    r2_spread : float
+        The normaliser's for ``r2``, bohr^2, whose readout alone uses it.
 
     Raises
     ------
@@ -187,27 +206,34 @@ class MolecularPropertyHead(nn.Module, HeadInterface):
     """
 
     def __init__(
-        self, backbone: nn.Module, target: str, divisor: float = 4.25, rmsd: float = 1.0
+        self, backbone: nn.Module, target: str, divisor: float = 4.25, r2_spread: float = 1.0
     ) -> None:
         super().__init__()
         self.target = target
         channels = backbone.channels
-        readouts = {
-            EXTENSIVE: lambda: ExtensiveReadout(channels, divisor),
-            INTENSIVE: lambda: IntensiveReadout(channels),
-            DIPOLE: lambda: DipoleReadout(channels, divisor, getattr(backbone, "lmax_out", 0) > 0),
-            SPATIAL_EXTENT: lambda: SpatialExtentReadout(channels, divisor, rmsd),
-        }
-        self.readout = readouts[target_of(target).readout]()
+        vectors = getattr(backbone, "lmax_out", 0) > 0
+
+        def readout_of(target: Target) -> nn.Module:
+            if target.readout == EXTENSIVE:
+                return ExtensiveReadout(channels, divisor)
+            if target.readout == INTENSIVE:
+                return IntensiveReadout(channels)
+            if target.readout == DIPOLE:
+                return DipoleReadout(channels, divisor, vectors)
+            return SpatialExtentReadout(channels, divisor, r2_spread)
+
+        readouts = [readout_of(target) for target in targets_of(target)]
+        self.readout = AllReadouts(readouts) if target == ALL else readouts[0]
         init_weights(self, getattr(backbone, "weight_init", "uniform"))
-        if isinstance(self.readout, IntensiveReadout):
-            self.readout.start_from_mean()
+        for readout in readouts:
+            if isinstance(readout, IntensiveReadout):
+                readout.start_from_mean()
 
     def forward(self, data, emb) -> dict[str, torch.Tensor]:
         """Return the property of the batch's molecules."""
         x = emb["node_embedding"]
         with torch.autocast(x.device.type, enabled=False):
-            x = x.to(self.readout.values[0].weight.dtype)
+            x = x.to(next(self.parameters()).dtype)
             out = self.readout(
                 x, data.pos, emb["atomic_numbers"], emb["batch"], data.natoms.numel()
             )

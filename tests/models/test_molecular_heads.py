@@ -126,7 +126,7 @@ def test_vectors_change_the_dipole_moment():
 
 
 def test_spatial_extent_starts_from_the_nuclei_and_follows_the_normaliser():
-    readout = SpatialExtentReadout(CHANNELS, divisor=4.25, rmsd=280.0).to(DTYPE)
+    readout = SpatialExtentReadout(CHANNELS, divisor=4.25, spread=280.0).to(DTYPE)
     for parameter in readout.parameters():
         torch.nn.init.zeros_(parameter)
     pos = torch.tensor([[0.0, 0, 0], [0, 0, 1.2]], dtype=DTYPE)

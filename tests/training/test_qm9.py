@@ -19,6 +19,7 @@ from omegaconf import OmegaConf
 
 from est_ocp.cli.config import resolve
 from est_ocp.cli.main import main as est_ocp
+from est_ocp.data import QM9Dataset
 from est_ocp.data.qm9_lmdb import read_molecules, read_summary
 from est_ocp.errors import ConfigError
 from est_ocp.qm9_targets import HARTREE, TARGETS
@@ -107,6 +108,53 @@ def test_evaluate_refuses_another_target(run, data, capsys):
     assert "predicts alpha, the config's target is gap" in capsys.readouterr().err
 
 
+@pytest.fixture(scope="module")
+def run_of_all(data, tmp_path_factory) -> Path:
+    """The smallest EST, three steps on all targets at once."""
+    folder = tmp_path_factory.mktemp("runs")
+    train(
+        FOLDER / "debug.yml", "tasks=qm9_all", f"data.root={data}", "steps=3", "epochs=null",
+        "log_every=1", f"job.run_dir={folder}", "job.timestamp_id=all",
+    )  # fmt: skip
+    return folder / "all"
+
+
+def test_one_model_learns_all_targets_from_end_to_end(run_of_all, data, capsys):
+    rows = metrics_file.read(run_of_all / metrics_file.FILE_NAME)
+    losses = [row["loss"] for row in rows if row["kind"] == "train"]
+    assert len(losses) == 3
+    assert all(map(math.isfinite, losses))
+    assert est_ocp(["evaluate", "--checkpoint", str(run_of_all)]) == 0
+    printed = capsys.readouterr().out
+    for name, target in TARGETS.items():
+        assert f"\n{name}, {target.table_unit}\n" in f"\n{printed}"
+    folder = run_of_all / "results" / "predictions"
+    found = json.loads((folder / "metrics.json").read_text())["targets"]
+    assert list(found) == list(TARGETS)
+    # The trainer's error is the mean of the standardised ones.
+    spreads, factors = NORMALIZERS["spreads"], [t.table_factor for t in TARGETS.values()]
+    standardised = [
+        found[name]["mae"]["val"] / factor / spreads[name]
+        for name, factor in zip(TARGETS, factors, strict=True)
+    ]
+    trained = [row for row in rows if row["kind"] == "eval"][-1]["splits"]["val"]["target_mae"]
+    assert np.mean(standardised) == pytest.approx(trained, rel=1e-4)
+    saved = np.load(folder / "test.npz")
+    test = read_molecules(data / "test" / "data.lmdb")
+    assert saved["targets"].tolist() == list(TARGETS)
+    np.testing.assert_allclose(saved["label"], test.targets, atol=1e-4)
+    errors = np.abs(saved["prediction"] - saved["label"]).mean(0) * factors
+    np.testing.assert_allclose(errors, [found[name]["mae"]["test"] for name in found], rtol=1e-4)
+
+
+def test_all_targets_need_every_mean_and_spread(data):
+    config = {"src": str(data / "val"), "target": "all", "means": NORMALIZERS["means"]}
+    with pytest.raises(ConfigError, match="spreads of dataset qm9_lmdb lacks mu, alpha"):
+        QM9Dataset(config)
+    with pytest.raises(ConfigError, match="must be positive"):
+        QM9Dataset({**config, "spreads": dict.fromkeys(TARGETS, 0.0)})
+
+
 @pytest.mark.parametrize("target", ["mu", "gap", "U0"])
 def test_the_target_decides_label_head_and_normaliser(target):
     cfg = resolve(FOLDER / "debug.yml", [f"data.target={target}"])
@@ -114,7 +162,7 @@ def test_the_target_decides_label_head_and_normaliser(target):
     (task,) = unit.tasks
     assert task.name == "target"
     assert unit.model.heads.target.target == target
-    assert unit.model.heads.target.rmsd == task.normalizer.rmsd
+    assert unit.model.heads.target.r2_spread == NORMALIZERS["spreads"]["r2"]
     assert task.normalizer.rmsd == NORMALIZERS["spreads"][target]
     assert task.normalizer.mean == NORMALIZERS["means"][target]
     assert unit.model.backbone.lmax_out == (1 if target == "mu" else 0)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from fairchem.core.modules.loss import DDPMTLoss, L2NormLoss
+from fairchem.core.modules.loss import DDPMTLoss, L2NormLoss, MAELoss
 from fairchem.core.modules.normalization.normalizer import Normalizer
 from fairchem.core.units.mlip_unit.mlip_unit import (
     OutputSpec,
@@ -104,3 +106,39 @@ def test_the_weight_depends_on_the_step_alone(length, done, weight):
     assert task.loss_fn.coefficient == pytest.approx(weight)
     with pytest.raises(ConfigError, match="no task 'position' "):
         LinearLossWeight("position", 1.0, 0.0).on_train_start(state, unit)
+
+
+def system_task(kind: type = VectorTask) -> Task:
+    return kind(
+        name="target",
+        level="system",
+        property="target",
+        out_spec=OutputSpec(dim=[3], dtype="float32"),
+        normalizer=Normalizer(mean=0.0, rmsd=STD),
+        datasets=["oc20"],
+        loss_fn=DDPMTLoss(MAELoss(), coefficient=COEFFICIENT),
+        metrics=["mae"],
+    )
+
+
+def test_a_vector_for_each_structure_is_averaged_over_components(batch):
+    batch.target = torch.randn(2, 3, generator=torch.Generator().manual_seed(1))
+    batch.target[1, 2] = torch.nan
+    predicted = torch.zeros(2, 3, requires_grad=True)
+    predictions = {"target": {"target": predicted}}
+    loss = compute_loss([system_task()], predictions, batch)["target"]
+    labelled = batch.target[torch.isfinite(batch.target)]
+    expected = COEFFICIENT * (labelled / STD).abs().mean().item()
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+    metric = compute_metrics(system_task(), predictions, batch, "oc20")["mae"]
+    assert metric.metric == pytest.approx(labelled.abs().mean().item(), rel=1e-5)
+    with pytest.raises(RuntimeError):
+        get_output_mask(batch, system_task(Task))
+
+
+def test_the_name_survives_copies():
+    for task in (position_task(), system_task()):
+        for name in (copy.deepcopy(task.name), pickle.loads(pickle.dumps(task.name))):
+            assert name == task.name
+            assert ("stress" in name) == (task.level == "system")
+            assert ("forces" in name) == (task.level == "atom")

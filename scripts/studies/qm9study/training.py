@@ -124,7 +124,7 @@ def run(training: Training, settings: Settings) -> dict[str, Any]:
     resolved = resolve(run_dir / "canonical_config.yaml")
     errors = evaluate_molecules(
         run_dir, resolved, run_dir / "results" / "predictions", device=settings.device
-    )
+    )[training.target]
     model = instantiate(resolved.runner.train_eval_unit.model, "the model")
     rows = metrics_file.read(run_dir / metrics_file.FILE_NAME)
     curve, seconds, timed_steps = curve_of(rows, errors.target.table_factor)
