@@ -156,6 +156,8 @@ class EquiformerBackbone(LayeredBackbone):
             self.envelope = PolynomialEnvelope(self.graph_settings.cutoff)
         self.atom_embedding = nn.Embedding(max_num_elements, self.layout.width(0))
         self.tag_embedding = nn.Embedding(NUM_TAGS, self.layout.width(0)) if use_tags else None
+        # Padded batches carry no tags.
+        self.capturable = not use_tags
         self.edge_degree_embedding = IrrepsEdgeDegree(
             self.layout, lmax_sh, self.radial_channels, avg_degree
         )

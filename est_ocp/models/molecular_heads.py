@@ -205,6 +205,8 @@ class MolecularPropertyHead(nn.Module, HeadInterface):
         If the target is unknown.
     """
 
+    capturable = True
+
     def __init__(
         self, backbone: nn.Module, target: str, divisor: float = 4.25, r2_spread: float = 1.0
     ) -> None:

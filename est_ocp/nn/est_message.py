@@ -10,6 +10,7 @@ from torch import nn
 from est_ocp.errors import ConfigError
 from est_ocp.nn.axial_attention import AxialAttention, CoefficientNorm
 from est_ocp.nn.expert_gate import EdgeExpertGate
+from est_ocp.nn.gather import gather
 from est_ocp.nn.harmonic_edge_embedding import scale_harmonics
 from est_ocp.nn.radial_mlp import RadialMLP
 from est_ocp.nn.scatter import scatter_sum
@@ -185,7 +186,7 @@ class ESTMessageBlock(ConstantBuffers):
             At least float32; zero for nodes without edges.
         """
         source, target = edge_index[0], edge_index[1]
-        h = self.source(x)[source] + self.target(x)[target]
+        h = gather(self.source(x), source) + gather(self.target(x), target)
         radial = self.radial(edge_scalars).unflatten(-1, (self.lmax + 1, self.hidden_channels))
         message = h + scale_harmonics(edge_sh, radial)
         weights = self._weights(message[:, 0], envelope)

@@ -68,6 +68,7 @@ def edge_softmax(
     index = target.unsqueeze(-1).expand_as(fixed)
     largest = fixed.new_full((num_nodes, fixed.shape[1]), -torch.inf)
     largest = largest.scatter_reduce(0, index, fixed, reduce="amax")
-    weights = torch.exp(logits - largest[target])
-    weights = weights / scatter_sum(weights, target, num_nodes)[target]
+    weights = torch.exp(logits - largest.index_select(0, target))
+    # index_select: the gradient of indexing would sort the edges.
+    weights = weights / scatter_sum(weights, target, num_nodes).index_select(0, target)
     return weights if envelope is None else weights * envelope

@@ -9,10 +9,17 @@ import torch
 import yaml
 from torch import nn
 
-from est_ocp.models import EquiformerBaseline, EquiformerEST, ESTNetwork
+from est_ocp.models import (
+    EquiformerBaseline,
+    EquiformerEST,
+    ESTNetwork,
+    MolecularPropertyHead,
+)
+from est_ocp.models.padding import PaddedSize, Padding
 from est_ocp.nn import BesselBasis
 from est_ocp.nn.equiformer import LearnableGaussianBasis
 from tests.models import systems
+from tests.models.no_host_sync import NoHostSync
 from tests.models.small import merge
 from tests.models.small_equiformer import both, model
 from tests.tolerances import TOL
@@ -137,3 +144,35 @@ def test_without_tags_no_tag_is_read_or_refused():
     atoms.set_tags(7)
     made.backbone.validate_atoms_data(atoms, "qm9")
     assert not any("tag" in name for name, _ in made.named_parameters())
+
+
+@pytest.mark.parametrize("baseline", [True, False], ids=["feed-forward", "est"])
+@pytest.mark.parametrize("target", ["alpha", "gap", "mu", "r2"])
+def test_molecules_can_be_padded_and_captured_gradients_too(baseline, target):
+    made = small(baseline).backbone
+    head = MolecularPropertyHead(made, target, r2_spread=300.0).double()
+    assert made.capturable
+    assert head.capturable
+    data = molecules()
+    graph = made.radius_graph(data)
+    size = PaddedSize.of(len(data.pos) + 9, graph.vec.shape[0] + 200, data.natoms.numel())
+    padding = Padding(size, data.pos)
+    batch = padding(data, graph)
+    parameters = [*made.parameters(), *head.parameters()]
+
+    def predict(of, length: int) -> tuple[torch.Tensor, ...]:
+        out = head(of, made(of))["target"][:length]
+        used = torch.autograd.grad(out.square().sum(), parameters, allow_unused=True)
+        return out.detach(), *(g for g in used if g is not None)
+
+    expected = predict(data, 2)
+    # Devices are not asked for the elements.
+    made.check_elements = lambda numbers: None
+    with NoHostSync():
+        found = predict(batch, 2)
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+
+
+def test_with_tags_nothing_is_captured():
+    assert not small(use_tags=True).backbone.capturable

@@ -9,9 +9,10 @@ from torch import nn
 
 from est_ocp.errors import ConfigError
 from est_ocp.nn.equiformer.activation import scaled_smooth_leaky_relu
-from est_ocp.nn.equiformer.layout import IrrepsLayout
+from est_ocp.nn.equiformer.layout import Blocks, IrrepsLayout
 from est_ocp.nn.equiformer.linear import IrrepsLinear
 from est_ocp.nn.equiformer.messages import LinearMessage, NonlinearMessage
+from est_ocp.nn.gather import gather
 from est_ocp.nn.scatter import edge_softmax, scatter_sum
 
 
@@ -126,21 +127,36 @@ class EquiformerAttention(nn.Module):
         num_nodes = x.shape[0]
         source, target = edge_index[0], edge_index[1]
         blocks = self.irreps_in.split(x)
-        message = [
-            a[source] + b[target]
-            for a, b in zip(self.source_linear(blocks), self.target_linear(blocks), strict=True)
-        ]
+        message = self._both_ends(
+            self.source_linear(blocks), self.target_linear(blocks), source, target
+        )
         alpha, values = self.message(message, edge_sh, edge_scalars)
         weights = self._weights(alpha, target, num_nodes, envelope)
         if self.rescale_degree:
             counts = weights.new_ones(len(target)) if envelope is None else envelope
-            weights = weights * scatter_sum(counts, target, num_nodes)[target].unsqueeze(1)
+            counts = scatter_sum(counts, target, num_nodes).index_select(0, target)
+            weights = weights * counts.unsqueeze(1)
         summed = []
         for value in values:
             heads = value.unflatten(2, (self.num_heads, -1))
             heads = heads * weights.to(value.dtype)[:, None, :, None]
             summed.append(scatter_sum(heads.flatten(2), target, num_nodes))
         return self.irreps_out.join(self.projection(summed))
+
+    @staticmethod
+    def _both_ends(
+        of_source: Blocks, of_target: Blocks, source: torch.Tensor, target: torch.Tensor
+    ) -> Blocks:
+        """Sum of the features [N, 2l+1, width] of both ends of edges, all degrees in one gather."""
+        sizes = [block.shape[1:].numel() for block in of_source]
+        a, b = (
+            gather(torch.cat([block.flatten(1) for block in blocks], dim=1), end)
+            for blocks, end in ((of_source, source), (of_target, target))
+        )
+        parts = (a + b).split(sizes, dim=1)
+        return [
+            part.unflatten(1, block.shape[1:]) for part, block in zip(parts, of_source, strict=True)
+        ]
 
     def _weights(
         self,

@@ -114,11 +114,10 @@ class DepthwiseTensorProduct(ConstantBuffers):
             matrix = matrix.unflatten(1, (-1, block.shape[1]))
             coupled = matrix * block if block.shape[1] == 1 else torch.bmm(matrix, block)
             weight_of = groups[index].unflatten(1, (len(paths), -1)).unbind(1)
-            start = 0
-            for (_, _, l3), weight in zip(paths, weight_of, strict=True):
-                part = coupled[:, start : start + 2 * l3 + 1]
+            # Slices would cost a tensor as large as `coupled` for each path in the backward pass.
+            parts = coupled.split([2 * l3 + 1 for _, _, l3 in paths], dim=1)
+            for (_, _, l3), part, weight in zip(paths, parts, weight_of, strict=True):
                 outputs[l3].append(part * weight.unsqueeze(1))
-                start += 2 * l3 + 1
         return [torch.cat(parts, dim=2) for parts in outputs.values()]
 
     def extra_repr(self) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from est_ocp.nn.gotennet.gather import gather
+from est_ocp.nn.gather import gather
 from est_ocp.nn.gotennet.linear import glorot_linear
 from est_ocp.nn.scatter import scatter_sum
 

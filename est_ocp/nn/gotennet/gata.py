@@ -9,7 +9,7 @@ from torch import nn
 
 from est_ocp.errors import ConfigError
 from est_ocp.nn.autocast import in_autocast_dtype
-from est_ocp.nn.gotennet.gather import gather
+from est_ocp.nn.gather import gather
 from est_ocp.nn.gotennet.linear import FusedLinear, glorot_linear
 from est_ocp.nn.scatter import edge_softmax, scatter_sum
 from est_ocp.nn.so3_linear import SO3Linear

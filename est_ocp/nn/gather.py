@@ -9,7 +9,8 @@ def gather(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     """Rows of ``x`` whose gradients are added up in at least float32.
 
     A node's gradient is a sum over its edges, which bfloat16 would round at every step. A compiled
-    layer fuses the casts into its kernels.
+    layer fuses the casts into its kernels. ``x[index]`` would in its gradient sort the edges on a
+    GPU, for every tensor anew.
 
     Parameters
     ----------
