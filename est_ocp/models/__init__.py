@@ -8,6 +8,7 @@ from est_ocp.models.equiformer_v2 import (
     EquiformerV2Baseline,
     EquiformerV2EST,
 )
+from est_ocp.models.escaip import EScAIPBaseline
 from est_ocp.models.escn_md import ESCNMDBaseline
 from est_ocp.models.est import ESTNetwork
 from est_ocp.models.gotennet import GotenNetBackbone, GotenNetBaseline, GotenNetEST
@@ -23,6 +24,7 @@ __all__ = [
     "ESCNMDBaseline",
     "ESTHydraModel",
     "ESTNetwork",
+    "EScAIPBaseline",
     "EnergyHead",
     "EquiformerBackbone",
     "EquiformerBaseline",

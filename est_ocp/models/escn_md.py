@@ -9,6 +9,7 @@ import torch
 from fairchem.core.common.registry import registry
 from fairchem.core.models.uma.escn_md import add_n_empty_edges, eSCNMDBackbone
 
+from est_ocp.errors import ConfigError
 from est_ocp.models.graph import EDGE_INDEX, EDGE_VEC, RadiusGraph
 from est_ocp.models.interface import FairchemBackbone
 from est_ocp.models.settings import GraphSettings, from_mapping
@@ -16,7 +17,7 @@ from est_ocp.models.settings import GraphSettings, from_mapping
 
 @registry.register_model("est_escn_md")
 class ESCNMDBaseline(FairchemBackbone, eSCNMDBackbone):
-    """eSCN-MD for energies and molecular properties: a baseline for comparisons.
+    """eSCN-MD for energies, molecular properties and direct forces: a baseline for comparisons.
 
     Parameters
     ----------
@@ -28,6 +29,13 @@ class ESCNMDBaseline(FairchemBackbone, eSCNMDBackbone):
     max_num_elements, sphere_channels, hidden_channels, edge_channels, lmax, mmax, num_layers, \
 num_distance_basis, norm_type, act_type, ff_type, activation_checkpointing
         As of fairchem's ``eSCNMDBackbone``.
+    direct_forces, regress_forces : bool
+        Both true where a head predicts forces (fairchem's ``Linear_Force_Head``).
+
+    Raises
+    ------
+    ConfigError
+        If conservative forces are asked for.
     """
 
     #: How heads initialise their linear maps.
@@ -49,9 +57,15 @@ num_distance_basis, norm_type, act_type, ff_type, activation_checkpointing
         act_type: str = "gate",
         ff_type: str = "grid",
         activation_checkpointing: bool = False,
+        direct_forces: bool = True,
+        regress_forces: bool = False,
         **unknown: Any,
     ) -> None:
         self.refuse_unknown_keys(unknown)
+        if not direct_forces:
+            raise ConfigError(
+                "this eSCN-MD predicts forces directly; set model.backbone.direct_forces to true"
+            )
         if graph is None or isinstance(graph, Mapping):
             graph = {"cutoff": 5.0, "max_neighbors": 500} | dict(graph or {})
         settings = from_mapping(GraphSettings, graph, "model.backbone.graph")
@@ -67,7 +81,7 @@ num_distance_basis, norm_type, act_type, ff_type, activation_checkpointing
             edge_channels=edge_channels,
             num_distance_basis=num_distance_basis,
             direct_forces=True,
-            regress_forces=False,
+            regress_forces=regress_forces,
             num_layers=num_layers,
             hidden_channels=hidden_channels,
             norm_type=norm_type,

@@ -1,0 +1,354 @@
+"""S2EF beside its peers at equal GPU time: the host, the host with EST's update, EST, and others.
+
+    python scripts/studies/s2ef_peers.py --frames frames.npz --out runs/peers \
+        --page docs/results/s2ef_peers.md --seconds 150 --minutes 9.5
+
+First a few learning rates for each model, then full trainings at the best one, each on a GPU of its
+own. Results are written as they come; at the end of ``--minutes`` what runs is ended, and the same
+command goes on with what is missing. A training that fails is reported and left out.
+``--variants`` adds changes of the EST update, ``--report`` writes the page alone, and ``--smoke``
+tries everything with tiny models on the embedded frames.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import shlex
+import signal
+import sys
+import tarfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from csv_rows import append, read
+from s2efpeers import report
+from s2efpeers.data import load_frames, write_data_config, write_lmdbs
+from s2efpeers.gpu_queue import GpuQueue, Outcome
+from s2efpeers.models import LABELS, VARIANTS, base_of
+from s2efpeers.page import write_page
+from s2efpeers.plan import Plan
+from s2efpeers.training import Settings, Training, fast_modes, run
+
+#: Seconds that a training needs besides its time, until one has told: start and evaluations, and
+#: compilation of layers.
+OVERHEAD, COMPILING = 45.0, 150.0
+#: What --smoke sets: the smallest of each model.
+SMOKE = ["log_every=1", "cluster.num_workers=0"]
+SMOKE_MODELS = {
+    "eqv2": ["model.backbone.num_layers=1", "model.backbone.lmax=1", "model.backbone.mmax=1"],
+    "est": [
+        "model.backbone.num_layers=1", "model.backbone.lmax=1", "model.backbone.channels=16",
+        "model.backbone.message.hidden_channels=8",
+    ],
+    "esen": [
+        "model.backbone.num_layers=1", "model.backbone.lmax=1", "model.backbone.mmax=1",
+        "model.backbone.sphere_channels=16", "model.backbone.hidden_channels=8",
+    ],
+    "escaip": ["model.backbone.num_layers=1"],
+}  # fmt: skip
+SMOKE_MODELS["eqv2_est"] = SMOKE_MODELS["eqv2"]
+#: What goes into --pack, and what continues a study elsewhere.
+PACKED = ("*.csv", "settings.json", "origin.json", "*.md", "*.png", "jobs/*.log")
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True, help="folder for everything")
+    parser.add_argument("--frames", type=Path, help="npz of labelled frames with five splits")
+    parser.add_argument("--data", type=Path, help="folder of their LMDBs (default: made in --out)")
+    parser.add_argument("--page", type=Path, help="Markdown page (default: in --out)")
+    parser.add_argument("--models", nargs="+", choices=list(LABELS), default=list(LABELS))
+    parser.add_argument("--variants", nargs="*", choices=[*VARIANTS, "all"], default=[])
+    parser.add_argument("--seconds", type=float, default=Settings.seconds, help="of each training")
+    parser.add_argument("--sweep-seconds", type=float, default=Settings.sweep_seconds)
+    parser.add_argument("--rates", nargs="+", type=float, default=[3e-4, 1e-3, 3e-3])
+    parser.add_argument("--seeds", type=int, default=2, help="of the host and of its hybrid")
+    parser.add_argument("--peer-seeds", type=int, default=1, help="of the other models")
+    parser.add_argument("--batch-size", type=int, default=Settings.batch_size)
+    parser.add_argument("--evaluations", type=int, default=Settings.evaluations)
+    parser.add_argument("--untimed-steps", type=int, default=Settings.untimed_steps)
+    parser.add_argument("--loader-workers", type=int, default=Settings.loader_workers)
+    parser.add_argument("--gpus", nargs="+", help="numbers of the GPUs (default: all)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: a GPU if there is one")
+    parser.add_argument("--cuda-graphs", choices=("never", "inference", "training", "always"))
+    parser.add_argument("--compile", choices=("never", "training", "always"))
+    parser.add_argument("--minutes", type=float, default=1e6, help="end after this time")
+    parser.add_argument("--retry", action="store_true", help="try again what failed")
+    parser.add_argument("--in-process", action="store_true", help="not one process a training")
+    parser.add_argument("--report", action="store_true", help="train nothing, write the page")
+    parser.add_argument("--smoke", action="store_true", help="tiny models, embedded frames, CPU")
+    parser.add_argument("--pack", type=Path, help="put all results into this .tar.gz")
+    parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("overrides", nargs="*", help="Hydra overrides of every training")
+    arguments = parser.parse_args(argv)
+    if "all" in arguments.variants:
+        arguments.variants = list(VARIANTS)
+    if arguments.smoke:
+        arguments.rates, arguments.seeds, arguments.in_process = [1e-3], 1, True
+        arguments.seconds, arguments.evaluations, arguments.untimed_steps = 0.5, 2, 1
+        arguments.batch_size, arguments.device, arguments.loader_workers = 4, "cpu", 0
+    return arguments
+
+
+def fast_words(arguments: argparse.Namespace) -> list[str]:
+    """Overrides of the fast paths that were asked for, the surest first."""
+    words = []
+    if arguments.compile:
+        words.append(f"model.backbone.compile_layers={arguments.compile}")
+    if arguments.cuda_graphs:
+        words.append(f"model.cuda_graphs={arguments.cuda_graphs}")
+    return words
+
+
+def settings_of(arguments: argparse.Namespace) -> Settings:
+    """Fill in what the options leave open."""
+    device = arguments.device
+    if device is None:
+        import torch
+
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return Settings(
+        out=str(arguments.out.resolve()),
+        seconds=arguments.seconds,
+        sweep_seconds=arguments.sweep_seconds,
+        batch_size=arguments.batch_size,
+        evaluations=arguments.evaluations,
+        untimed_steps=arguments.untimed_steps,
+        device=device,
+        loader_workers=arguments.loader_workers,
+        overrides=tuple([*(SMOKE if arguments.smoke else []), *arguments.overrides]),
+    )
+
+
+def check_settings(out: Path, settings: Settings, frames: str) -> None:
+    """Refuse to mix results of different settings in one folder."""
+    same = {
+        name: value
+        for name, value in dataclasses.asdict(settings).items()
+        # Where and how fast it runs does not matter.
+        if name not in ("out", "loader_workers", "eval_batch_size")
+    } | {"frames": frames}
+    file = out / "settings.json"
+    text = json.dumps(same, indent=2, default=list) + "\n"
+    if file.is_file() and file.read_text() != text:
+        sys.exit(f"{out} holds results of other settings ({file}); choose another --out")
+    file.write_text(text)
+
+
+class Study:
+    """Chooses what runs next and keeps what comes.
+
+    Parameters
+    ----------
+    out : path
+    plan : Plan
+    fast : sequence of str
+        Overrides of fast paths, see :func:`s2efpeers.training.fast_modes`.
+    retry : bool
+        Try again what failed in an earlier call.
+    """
+
+    def __init__(self, out: Path, plan: Plan, fast: Sequence[str], retry: bool) -> None:
+        self.out, self.plan, self.fast = out, plan, fast
+        self.begun: set[tuple[str, str, str, str]] = set()
+        self.failed: list[Training] = []
+        self.ran = self.later = 0
+        self.curves = read(out / "curves.csv")
+        self.trainings = read(out / "trainings.csv")
+        self.done = {_key(row) for row in self.trainings}
+        #: Fast paths that failed, by model, and trainings that failed without any.
+        self.broken: dict[str, set[str]] = {}
+        self.lost: set[tuple[str, str, str, str]] = set()
+        for row in [] if retry else read(out / "failures.csv"):
+            self._note_failure(_key(row), row["fast"])
+
+    def wanted(self) -> list[Training]:
+        """Trainings that are missing now, most important first."""
+        best = self.plan.best_rates(self.curves, self.lost)
+        everything = [*self.plan.sweep(), *self.plan.trainings(best)]
+        return [t for t in everything if t.key not in self.done | self.lost]
+
+    def take(self, left: float, settings: Settings) -> Training | None:
+        """Next training that ends in time, or None."""
+        self.later = 0
+        for training in self.wanted():
+            if training.key in self.begun:
+                continue
+            training = dataclasses.replace(training, fast=self._fast(training.model))
+            if settings.seconds_of(training.stage) + self._overhead(training) > left:
+                self.later += 1
+                continue
+            self.begun.add(training.key)
+            print(f"== {training.name}", flush=True)
+            return training
+        return None
+
+    def keep(self, outcome: Outcome) -> None:
+        """Append what a training gave to the CSV files."""
+        training = outcome.training
+        if outcome.result is None:
+            last = outcome.error.strip().splitlines()[-1:] or [""]
+            mode = " ".join(training.fast) or "none"
+            row = dict(zip(report.KEY, training.key, strict=True))
+            append(
+                self.out / "failures.csv", report.FAILURES, [row | {"fast": mode, "error": last[0]}]
+            )
+            self._note_failure(training.key, mode)
+            print(f"   {training.name} failed ({mode}):\n{outcome.error}", flush=True)
+            if training.fast:
+                self.begun.discard(training.key)
+            else:
+                self.failed.append(training)
+            return
+        row, curve = outcome.result["row"], outcome.result["curve"]
+        append(self.out / "curves.csv", report.CURVES, curve)
+        append(self.out / "trainings.csv", report.TRAININGS, [row])
+        self.curves = read(self.out / "curves.csv")
+        self.trainings = read(self.out / "trainings.csv")
+        self.done.add(training.key)
+        self.ran += 1
+        mean = next(r for r in reversed(curve) if r["split"] == "mean")
+        print(
+            f"   {training.name}: {row['steps']} steps, {row['steps_per_second']} a second, "
+            f"{row['all_seconds']} s in all, {row['peak_gib']} GiB, energy "
+            f"{1e3 * mean['energy_mae']:.1f} meV, forces {1e3 * mean['forces_mae']:.1f} meV/A",
+            flush=True,
+        )
+
+    def _note_failure(self, key: tuple[str, str, str, str], mode: str) -> None:
+        if mode == "none":
+            self.lost.add(key)
+        else:
+            self.broken.setdefault(base_of(key[1]), set()).add(mode)
+
+    def _fast(self, model: str) -> tuple[str, ...]:
+        """Fastest paths of a model that have not failed."""
+        broken = self.broken.get(base_of(model), set())
+        modes = fast_modes(model, self.fast)
+        return next(mode for mode in modes if not mode or " ".join(mode) not in broken)
+
+    def _overhead(self, training: Training) -> float:
+        """Longest that such a training has needed besides its time."""
+        known = [
+            float(row["all_seconds"]) - float(row["train_seconds"])
+            for row in self.trainings
+            if base_of(row["model"]) == base_of(training.model)
+            and row["fast"] == (" ".join(training.fast) or "none")
+        ]
+        if known:
+            return 5 + max(known)
+        return COMPILING if any("compile" in word for word in training.fast) else OVERHEAD
+
+
+def _key(row: dict[str, str]) -> tuple[str, str, str, str]:
+    return tuple(row[name] for name in report.KEY)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run what is missing, until the time is over, and write the page; 1 if something failed."""
+    started = time.time()
+    arguments = parse(argv)
+    if arguments.worker:
+        job = json.loads(arguments.worker.read_text())
+        training = Training(**job["training"] | {"fast": tuple(job["training"]["fast"])})
+        result = run(training, Settings(**job["settings"]))
+        arguments.worker.with_suffix(".result").write_text(json.dumps(result))
+        return 0
+    out = arguments.out.resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    page = arguments.page or out / "s2ef_peers.md"
+    failed: list[Training] = []
+    if not arguments.report:
+        # So that an end from outside also ends the trainings.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+        failed = train_missing(arguments, argv, out, started + 60 * arguments.minutes)
+    if (out / "origin.json").is_file():
+        write_page(page, out)
+        print(f"page: {page}")
+    pack(arguments, out)
+    for training in failed:
+        print(f"failed: {training.name}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def train_missing(
+    arguments: argparse.Namespace, argv: list[str] | None, out: Path, deadline: float
+) -> list[Training]:
+    """Train what the CSV files do not hold; return what failed."""
+    settings = settings_of(arguments)
+    check_settings(out, settings, "embedded" if arguments.smoke else str(arguments.frames.name))
+    frames = load_frames(arguments.frames, arguments.smoke)
+    folder = (arguments.data or out / "data").resolve()
+    write_lmdbs(frames, folder)
+    origin = out / "origin.json"
+    known = json.loads(origin.read_text()) if origin.is_file() else {"commands": [], "machine": {}}
+    known["data"] = write_data_config(frames, folder, out)
+    command = shown_command(arguments, argv if argv is not None else sys.argv[1:])
+    plan = Plan(
+        arguments.models, arguments.rates, arguments.seeds, arguments.peer_seeds, arguments.variants
+    )
+    study = Study(out, plan, fast_words(arguments), arguments.retry)
+    for outcome in outcomes(arguments, settings, study, deadline):
+        study.keep(outcome)
+        if outcome.result is not None:
+            known["machine"] = outcome.result["machine"]
+            if command not in known["commands"]:
+                known["commands"].append(command)
+            origin.write_text(json.dumps(known, indent=2) + "\n")
+            pack(arguments, out)
+    print(f"{study.ran} ran, {len(study.wanted())} are missing, {len(study.failed)} failed")
+    return study.failed
+
+
+def outcomes(
+    arguments: argparse.Namespace, settings: Settings, study: Study, deadline: float
+) -> Any:
+    """Yield outcomes, from processes on GPUs or from this process."""
+    if not arguments.in_process:
+        queue = GpuQueue(Path(__file__).resolve(), settings, devices(arguments, settings), deadline)
+        yield from queue.run(lambda left: study.take(left, settings))
+        for training in queue.cut:
+            print(f"   {training.name}: ended, no time left", flush=True)
+        return
+    while (training := study.take(deadline - time.time(), settings)) is not None:
+        extra = SMOKE_MODELS[base_of(training.model)] if arguments.smoke else []
+        own = dataclasses.replace(settings, overrides=(*settings.overrides, *extra))
+        yield Outcome(training, run(training, own))
+
+
+def devices(arguments: argparse.Namespace, settings: Settings) -> list[str]:
+    """Values of CUDA_VISIBLE_DEVICES, one a process; one process on a CPU."""
+    if settings.device == "cpu":
+        return [""]
+    import torch
+
+    return arguments.gpus or [str(i) for i in range(torch.cuda.device_count())]
+
+
+def shown_command(arguments: argparse.Namespace, argv: list[str]) -> str:
+    """Return the command for the page, with names in place of this machine's paths."""
+    paths = (arguments.frames, arguments.data, arguments.out, arguments.page, arguments.pack)
+    names = {str(path): path.name for path in paths if path}
+    words = [names.get(word, word) for word in argv]
+    return shlex.join(["python", "scripts/studies/s2ef_peers.py", *words])
+
+
+def pack(arguments: argparse.Namespace, out: Path) -> None:
+    """Put all results into one file, whole at any time."""
+    if not arguments.pack:
+        return
+    new = arguments.pack.with_name(f"{arguments.pack.name}.new")
+    with tarfile.open(new, "w:gz") as archive:
+        for pattern in PACKED:
+            for file in sorted(out.glob(pattern)):
+                archive.add(file, file.relative_to(out))
+    new.replace(arguments.pack)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Parts of the study ``scripts/studies/s2ef_peers.py``."""
