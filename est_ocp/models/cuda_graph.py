@@ -5,17 +5,19 @@ from __future__ import annotations
 import logging
 from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import nn
 
 from est_ocp.errors import ConfigError
+from est_ocp.models.capture_context import precision, uncached_autocast
 from est_ocp.models.graph import Graph
 from est_ocp.models.padding import PaddedBatch, PaddedSize, Padding
 
-#: When CUDA graphs are used.
-MODES = ("never", "inference")
+#: When CUDA graphs are used: by predictions, by steps of training, or by both.
+MODES = ("never", "inference", "training", "always")
 
 #: Graphs that are kept, the last ones used.
 MAX_GRAPHS = 8
@@ -28,6 +30,22 @@ TIMES, AMONG = 3, 16
 WARM_UP = 2
 
 Forward = Callable[[Any], dict[str, Any]]
+
+
+def check_mode(mode: str) -> None:
+    """Refuse what is no mode.
+
+    Raises
+    ------
+    ConfigError
+    """
+    if mode not in MODES:
+        raise ConfigError(f"model.cuda_graphs must be one of {', '.join(MODES)}, not '{mode}'")
+
+
+def reason(error: RuntimeError) -> str:
+    """The first line of what an error says."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 class Weights:
@@ -88,13 +106,7 @@ class CapturedForward:
         self.inputs: PaddedBatch = padding(data, graph)
         self.cuda_graph = torch.cuda.CUDAGraph()
         stream.wait_stream(torch.cuda.current_stream())
-        # Autocast would keep half-precision weights of one pass for the next.
-        with torch.autocast(
-            "cuda",
-            dtype=torch.get_autocast_dtype("cuda"),
-            enabled=torch.is_autocast_enabled("cuda"),
-            cache_enabled=False,
-        ):
+        with uncached_autocast():
             with torch.cuda.stream(stream):
                 for _ in range(WARM_UP):
                     forward(self.inputs)
@@ -110,7 +122,7 @@ class CapturedForward:
         with torch.cuda.device(data.pos.device):
             self.padding(data, graph, out=self.inputs)
             self.cuda_graph.replay()
-            return self.padding.unpad(self.outputs, data.pos.shape[0])
+            return self.padding.unpad(self.outputs, data.pos.shape[0], data.natoms.numel())
 
 
 class CapturedForwards:
@@ -122,7 +134,8 @@ class CapturedForwards:
 
     Parameters
     ----------
-    mode : {"never", "inference"}
+    mode : {"never", "inference", "training", "always"}
+        ``inference`` and ``always`` are those that count here.
     max_atoms : int
         Larger batches are never captured.
 
@@ -133,8 +146,7 @@ class CapturedForwards:
     """
 
     def __init__(self, mode: str = "inference", max_atoms: int = 512) -> None:
-        if mode not in MODES:
-            raise ConfigError(f"model.cuda_graphs must be one of {', '.join(MODES)}, not '{mode}'")
+        check_mode(mode)
         if max_atoms < 0:
             raise ConfigError(f"model.cuda_graph_atoms must be 0 or more, got {max_atoms}")
         self.mode = mode
@@ -160,12 +172,16 @@ class CapturedForwards:
     def wanted(self, data: Any) -> bool:
         """Whether a batch is one for a graph, if its size comes up often enough."""
         return (
-            self.mode == "inference"
+            self.mode in ("inference", "always")
             and data.pos.is_cuda
             and data.pos.shape[0] <= self.max_atoms
             and not torch.is_grad_enabled()
             and not torch.cuda.is_current_stream_capturing()
         )
+
+    def plainly(self) -> AbstractContextManager[None]:
+        """Context of a pass without a graph: none."""
+        return nullcontext()
 
     def __call__(
         self, model: nn.Module, forward: Forward, data: Any, graph: Graph, *state: Hashable
@@ -185,7 +201,7 @@ class CapturedForwards:
             What else decides on the kernels.
         """
         size = PaddedSize.of(data.pos.shape[0], graph.vec.shape[0], data.natoms.numel())
-        key = (size, data.pos.dtype, data.pos.device, *_precision(), *state)
+        key = (size, data.pos.dtype, data.pos.device, *precision(), *state)
         if self._weights is not None and not self._weights.unmoved():
             self.clear()
         found = self._captured.get(key)
@@ -210,9 +226,8 @@ class CapturedForwards:
                 self._weights = Weights(model)
             return self._record(forward, padding, data, graph)
         except RuntimeError as error:
-            reason = str(error).strip().splitlines() or [type(error).__name__]
             logging.warning(
-                f"a prediction could not be captured as a CUDA graph ({reason[0]}); this model "
+                f"a prediction could not be captured as a CUDA graph ({reason(error)}); this model "
                 "goes on without. model.cuda_graphs=never avoids the attempt"
             )
             self.mode = "never"
@@ -228,14 +243,3 @@ class CapturedForwards:
                 self._stream = torch.cuda.Stream()
                 self._pool = torch.cuda.graph_pool_handle()
             return CapturedForward(forward, padding, data, graph, self._stream, self._pool)
-
-
-def _precision() -> tuple[Hashable, ...]:
-    """Settings of PyTorch that decide on the kernels of a pass."""
-    autocast = torch.is_autocast_enabled("cuda")
-    return (
-        torch.get_autocast_dtype("cuda") if autocast else None,
-        torch.backends.cuda.matmul.allow_tf32,
-        torch.are_deterministic_algorithms_enabled(),
-        torch.is_inference_mode_enabled(),
-    )

@@ -1,4 +1,4 @@
-"""fairchem's HydraModel with what its trainer asks for, and with CUDA graphs for predictions."""
+"""fairchem's HydraModel with what its trainer asks for, and with CUDA graphs."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from fairchem.core.common.registry import registry
 from fairchem.core.models.base import HydraModel
 from torch import nn
 
+from est_ocp.models.captured_training import CapturedSteps
 from est_ocp.models.cuda_graph import CapturedForwards
 from est_ocp.models.graph import EDGE_INDEX, EDGE_VEC
 from est_ocp.nn import BesselBasis, CoefficientNorm, EquivariantLayerNorm, SphereNorm
@@ -48,21 +49,25 @@ class ESTHydraModel(HydraModel):
 
     Predictions for small batches on a GPU (evaluation mode, no gradients, direct forces) are
     captured as a CUDA graph when sizes repeat, and replayed: their time is that of starting
-    hundreds of kernels one by one. The search for neighbours stays outside.
+    hundreds of kernels one by one. Steps of training (training mode, with gradients) can be, of
+    any size, forward and backward; their graphs stay through evaluations. The search for
+    neighbours and the loss stay outside.
 
     Parameters
     ----------
-    cuda_graphs : {"never", "inference"}
-        Whether to use CUDA graphs.
+    cuda_graphs : {"never", "inference", "training", "always"}
+        What CUDA graphs are used for.
     cuda_graph_atoms : int
-        Batches of more atoms are never captured.
+        Predictions for batches of more atoms are never captured.
     *args, supports_single_atoms, **kwargs
         As of fairchem's class.
 
     Attributes
     ----------
     captured : CapturedForwards
-        The graphs; ``captured.mode`` may be set at any time.
+        Graphs of predictions; ``captured.mode`` may be set at any time.
+    captured_steps : CapturedSteps
+        Graphs of training steps; its ``mode`` too.
 
     Raises
     ------
@@ -80,45 +85,51 @@ class ESTHydraModel(HydraModel):
     ) -> None:
         super().__init__(*args, supports_single_atoms=supports_single_atoms, **kwargs)
         self.captured = CapturedForwards(cuda_graphs, cuda_graph_atoms)
+        self.captured_steps = CapturedSteps(cuda_graphs)
 
     def no_weight_decay(self) -> set[str]:
         """Full names of the parameters without weight decay."""
         return undecayed_parameters(self)
 
     def train(self, mode: bool = True) -> ESTHydraModel:
-        """Switch between training and evaluation; training drops the graphs and their memory."""
+        """Switch between training and evaluation; training drops the graphs of predictions."""
         if mode:
             self.captured.clear()
         return super().train(mode)
 
     @property
     def capturable(self) -> bool:
-        """Whether a forward pass runs on padded batches and without waiting for the device."""
+        """Whether a pass runs on padded batches and without waiting for the device.
+
+        Recomputed layers draw their random numbers again, which a captured pass cannot.
+        """
         parts = (self.backbone, *self.output_heads.values())
         config = self.backbone.regress_config
         return (
-            not self.training
-            and all(getattr(part, "capturable", False) for part in parts)
+            all(getattr(part, "capturable", False) for part in parts)
             and not getattr(self.backbone, "record_gates", False)
+            and not (self.training and getattr(self.backbone, "activation_checkpointing", False))
             and (config.direct_forces or not config.forces)
         )
 
     def forward(self, data: Any) -> dict[str, Any]:
         """Predict the tasks of a batch (fairchem ``AtomicData``)."""
+        graphs = self.captured_steps if self.training else self.captured
         # Compiling traces the model itself.
-        if torch.compiler.is_compiling() or not (self.captured.wanted(data) and self.capturable):
+        if torch.compiler.is_compiling() or not (graphs.wanted(data) and self.capturable):
             return super().forward(data)
         carried = EDGE_VEC in data
         graph = self.backbone.radius_graph(data)
         layers = getattr(self.backbone, "call_layer", None)
         mode = None if layers is None else layers.mode
-        out = self.captured(self, super().forward, data, graph, mode)
+        out = graphs(self, super().forward, data, graph, mode)
         if out is not None:
             return out
-        if carried:
-            return super().forward(data)
-        data[EDGE_INDEX], data[EDGE_VEC] = graph.edge_index, graph.vec
-        try:
-            return super().forward(data)
-        finally:
-            del data[EDGE_INDEX], data[EDGE_VEC]
+        with graphs.plainly():
+            if carried:
+                return super().forward(data)
+            data[EDGE_INDEX], data[EDGE_VEC] = graph.edge_index, graph.vec
+            try:
+                return super().forward(data)
+            finally:
+                del data[EDGE_INDEX], data[EDGE_VEC]

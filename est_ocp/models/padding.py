@@ -19,6 +19,19 @@ EDGE_STEP = 64
 #: Most edges that one atom of the filling gets.
 EDGES_PER_ATOM = 64
 
+#: Smallest steps of atoms and structures between two of the coarse sizes of training batches.
+COARSE_ATOM_STEP, COARSE_GRAPH_STEP = 32, 4
+
+
+def _up(value: int, step: int) -> int:
+    """The next multiple of a step."""
+    return -(-value // step) * step
+
+
+def _share(value: int, bits: int) -> int:
+    """A power of two that is at most ``value / 2**(bits - 1)`` and more than half of that."""
+    return 1 << max(value.bit_length() - bits, 0)
+
 
 @dataclass(frozen=True)
 class PaddedSize:
@@ -29,7 +42,7 @@ class PaddedSize:
     atoms, edges : int
         With the filling.
     graphs : int
-        Structures, the filling's own included: the last one.
+        Structures, the filling's own included: the last ones, at least one.
     hubs : int
         How many of the last atoms the filling's edges connect.
     """
@@ -45,10 +58,37 @@ class PaddedSize:
 
         Numbers of edges go up in steps of 3 to 6%, so that a trajectory meets one or two.
         """
-        step = max(EDGE_STEP, 1 << max(edges.bit_length() - 5, 0))
+        step = max(EDGE_STEP, _share(edges, 5))
         hubs = -(-step // EDGES_PER_ATOM)
-        padded_atoms = -(-(atoms + hubs) // ATOM_STEP) * ATOM_STEP
-        return cls(padded_atoms, max(1, -(-edges // step)) * step, graphs + 1, hubs)
+        return cls(_up(atoms + hubs, ATOM_STEP), max(step, _up(edges, step)), graphs + 1, hubs)
+
+    @classmethod
+    def coarse(cls, atoms: int, edges: int, graphs: int) -> PaddedSize:
+        """Return a size that holds a batch and many others, in steps of 3 to 6%.
+
+        Structures are rounded up too, since batches of a limited number of atoms, and the last
+        one of an epoch, differ in it.
+        """
+        step = max(EDGE_STEP, _share(edges, 5))
+        hubs = -(-step // EDGES_PER_ATOM)
+        padded_graphs = _up(graphs + 1, max(COARSE_GRAPH_STEP, _share(graphs, 3)))
+        filling = max(hubs, padded_graphs - graphs)
+        atom_step = max(COARSE_ATOM_STEP, _share(atoms, 5))
+        return cls(
+            _up(atoms + filling, atom_step), max(step, _up(edges, step)), padded_graphs, hubs
+        )
+
+    def holds(self, atoms: int, edges: int, graphs: int) -> bool:
+        """Whether a batch fits, with one atom or more in each structure of the filling."""
+        filling = max(self.hubs, self.graphs - graphs)
+        return graphs < self.graphs and edges <= self.edges and atoms + filling <= self.atoms
+
+    def close_to(self, atoms: int, edges: int, graphs: int, share: float) -> bool:
+        """Whether this is no larger than a batch's coarse size, or than the batch by a share."""
+        own = self.coarse(atoms, edges, graphs)
+        return self.atoms <= max(own.atoms, (1.0 + share) * atoms) and (
+            self.edges <= max(own.edges, (1.0 + share) * edges)
+        )
 
 
 @dataclass
@@ -86,10 +126,11 @@ class PaddedBatch:
 
 
 class Padding:
-    """Fill batches up to a size with hydrogen atoms of a structure of their own.
+    """Fill batches up to a size with hydrogen atoms of structures of their own.
 
     The filling's edges connect the last of its atoms among themselves: no atom of the batch has
-    anything to do with them, so its results do not change.
+    anything to do with them, so its results do not change. Each structure of the filling has an
+    atom, so that a mean over its atoms is a number, and the last one all others.
 
     Parameters
     ----------
@@ -103,7 +144,9 @@ class Padding:
         integers = {"dtype": torch.int64, "device": like.device}
         self.pos = like.new_zeros(size.atoms, 3)
         self.atomic_numbers = torch.ones(size.atoms, **integers)
-        self.batch = torch.full((size.atoms,), size.graphs - 1, **integers)
+        # From the number of a batch's structures on: a structure an atom, then the last one.
+        self.batch = torch.arange(size.graphs + size.atoms, **integers).clamp_(max=size.graphs - 1)
+        self.single = torch.ones(size.graphs, **integers)
         # In groups that share a target, as the edges of the batch.
         hub = torch.arange(size.edges, **integers) // EDGES_PER_ATOM % size.hubs
         first = size.atoms - size.hubs
@@ -116,6 +159,7 @@ class Padding:
         Parameters
         ----------
         data : AtomicData
+            That the size holds.
         graph : Graph
             Of `data`.
         out : PaddedBatch, optional
@@ -123,12 +167,14 @@ class Padding:
         """
         spare_atoms = self.size.atoms - data.pos.shape[0]
         spare_edges = self.size.edges - graph.vec.shape[0]
-        natoms = data.natoms.new_full((1,), spare_atoms)
+        graphs = data.natoms.numel()
+        spare_graphs = self.size.graphs - graphs
+        last = data.natoms.new_full((1,), spare_atoms - spare_graphs + 1)
         parts = {
             "pos": (data.pos, self.pos[:spare_atoms]),
             "atomic_numbers": (data.atomic_numbers.long(), self.atomic_numbers[:spare_atoms]),
-            "batch": (data.batch, self.batch[:spare_atoms]),
-            "natoms": (data.natoms, natoms),
+            "batch": (data.batch, self.batch[graphs : graphs + spare_atoms]),
+            "natoms": (data.natoms, self.single[: spare_graphs - 1], last),
             "graph_edge_vec": (graph.vec, self.vec[:spare_edges]),
         }
         edges = (graph.edge_index, self.edge_index[:, :spare_edges])
@@ -140,16 +186,19 @@ class Padding:
         torch.cat(edges, dim=1, out=out.graph_edge_index)
         return out
 
-    def unpad(self, outputs: Any, atoms: int) -> Any:
-        """Return copies of the outputs of a batch with so many atoms, without the filling's.
+    def rows(self, output: torch.Tensor, atoms: int, graphs: int) -> int:
+        """Rows of an output, one for each atom or each structure, that are a batch's own."""
+        return atoms if output.shape[0] == self.size.atoms else graphs
+
+    def unpad(self, outputs: Any, atoms: int, graphs: int) -> Any:
+        """Return copies of the outputs of a batch of so many atoms and structures.
 
         Parameters
         ----------
         outputs : nested dict of Tensor
             A row for each atom, or each structure, of the padded batch.
-        atoms : int
+        atoms, graphs : int
         """
         if isinstance(outputs, dict):
-            return {name: self.unpad(value, atoms) for name, value in outputs.items()}
-        rows = atoms if outputs.shape[0] == self.size.atoms else self.size.graphs - 1
-        return outputs[:rows].clone()
+            return {name: self.unpad(value, atoms, graphs) for name, value in outputs.items()}
+        return outputs[: self.rows(outputs, atoms, graphs)].clone()

@@ -46,6 +46,8 @@ class _Gate(nn.Module):
 
     #: Whether the rows are edges of a graph rather than its nodes.
     per_edge = False
+    #: How many of the rows, the first, are no filling of a padded batch; None for all.
+    real_rows: torch.Tensor | None = None
 
     def __init__(self, channels: int, num_experts: int, top_k: int | None) -> None:
         super().__init__()

@@ -27,7 +27,15 @@ def _add(gate: nn.Module, _inputs: Any, output: torch.Tensor) -> None:
     if gate.training:
         probabilities = output.detach().double()
         count = probabilities.new_full((1,), len(probabilities))
+        if gate.real_rows is not None:
+            numbers = torch.arange(len(probabilities), device=probabilities.device)
+            probabilities = probabilities * (numbers < gate.real_rows)[:, None]
+            count = gate.real_rows.to(probabilities.dtype).reshape(1)
         getattr(gate, _SUMS).add_(torch.cat([probabilities.sum(0), count]))
+
+
+#: A captured training step counts too.
+_add.capturable = True
 
 
 class ExpertUsageLog(Callback):

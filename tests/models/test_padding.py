@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 
@@ -50,7 +52,7 @@ def test_energies_and_forces_are_those_of_the_batch(small, name, more):
     energy, forces = outputs(small, data)
     padding, batch = padded(data, small.backbone.radius_graph(data), more)
     with torch.no_grad(), NoHostSync():
-        out = padding.unpad(small(batch), len(data.pos))
+        out = padding.unpad(small(batch), len(data.pos), len(data.natoms))
     assert out["energy"]["energy"].shape == energy.shape
     assert out["forces"]["forces"].shape == forces.shape
     torch.testing.assert_close(out["energy"]["energy"], energy, rtol=0, atol=TOLERANCE)
@@ -68,8 +70,57 @@ def test_backbones_that_can_be_captured_pad_and_do_not_wait(name):
         backbone.check_elements = lambda numbers: None
         with NoHostSync():
             found = backbone(batch)["node_embedding"]
-    found = padding.unpad(found, len(data.pos))
+    found = padding.unpad(found, len(data.pos), len(data.natoms))
     torch.testing.assert_close(found, expected, rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("name", CAPTURABLE)
+@pytest.mark.parametrize("batch", ["several", "no edges at all"])
+def test_gradients_of_weights_do_not_see_the_filling(name, batch):
+    """Nor are they spoilt by it; with several structures in the filling."""
+    backbone = BACKBONES[name]().double()
+    data = systems.collate([make() for make in BATCHES[batch]])
+    graph = backbone.radius_graph(data)
+    size = PaddedSize.coarse(len(data.pos) + 3, graph.vec.shape[0] + 100, len(data.natoms) + 2)
+    found = []
+    for given in (data, Padding(size, data.pos)(data, graph)):
+        backbone.zero_grad(set_to_none=True)
+        with NoHostSync() if given is not data else nullcontext():
+            x = backbone(given)["node_embedding"][: len(data.pos)]
+            (x.square() * torch.cos(torch.arange(x.numel()).reshape(x.shape))).sum().backward()
+        backbone.check_elements = lambda numbers: None
+        gradients = [p.grad for p in backbone.parameters()]
+        found.append(torch.cat([g.flatten() for g in gradients if g is not None]))
+    assert torch.isfinite(found[0]).all()
+    assert found[0].norm() > 0
+    torch.testing.assert_close(found[1], found[0], rtol=0, atol=TOLERANCE * found[0].norm().item())
+
+
+@pytest.mark.parametrize("name", BATCHES)
+def test_coarse_sizes_hold_batches_of_fewer_structures_too(name):
+    data = systems.collate([make() for make in BATCHES[name]])
+    graph = RadiusGraph(GraphSettings(**GRAPH))(data)
+    total = (len(data.pos), graph.vec.shape[0], len(data.natoms))
+    size = PaddedSize.coarse(*total)
+    assert size.holds(*total)
+    assert size.close_to(*total, 0.0)
+    assert size.edges <= max(64, 1.07 * total[1] + 64)
+    batch = Padding(size, data.pos)(data, graph)
+    assert int(batch.natoms.min()) >= 1
+    assert batch.natoms.shape == (size.graphs,)
+    assert torch.equal(torch.bincount(batch.batch), batch.natoms)
+    assert torch.equal(batch.batch[: len(data.pos)], data.batch)
+
+
+def test_what_a_size_does_not_hold():
+    size = PaddedSize(atoms=64, edges=1024, graphs=8, hubs=2)
+    assert size.holds(57, 1024, 1)
+    assert size.holds(62, 1024, 7)
+    for atoms, edges, graphs in ((58, 1024, 1), (63, 1024, 7), (57, 1025, 1), (40, 900, 8)):
+        assert not size.holds(atoms, edges, graphs)
+    assert size.close_to(60, 1000, 3, 0.12)
+    assert not size.close_to(60, 900, 3, 0.12)
+    assert not size.close_to(30, 1000, 3, 0.12)
 
 
 def test_which_backbones_can_be_captured():
