@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 from measuring.machine import facts
-from measuring.models import build, compile_layers, training_step
+from measuring.models import build, compile_layers, training_step, use_graphs
 from measuring.plan import PRECISIONS
 from measuring.records import CsvFile
 from measuring.timing import measure, use_precision
@@ -25,8 +25,8 @@ from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 
 COLUMNS = (
-    "gpus", "precision", "batch", "compiled", "ms", "spread_percent", "atoms_s", "peak_gib", "card",
-    "torch", "triton", "fairchem", "date",
+    "gpus", "precision", "batch", "compiled", "graphs", "ms", "spread_percent", "atoms_s",
+    "peak_gib", "card", "torch", "triton", "fairchem", "date",
 )  # fmt: skip
 
 
@@ -38,6 +38,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--batch", type=int, default=32, help="structures a GPU")
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--graphs", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path, default=Path("runs/benchmarks"), help="folder")
     arguments = parser.parse_args(argv)
@@ -49,6 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.manual_seed(0)
     model = build(arguments.model, [], device).train()
     compile_layers(model, arguments.compile)
+    use_graphs(model, arguments.graphs)
     data = [b.to(device) for b in batches(arguments.batch, 4, seed=1 + rank)]
     parallel = model
     if size > 1:
@@ -63,6 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if rank == 0:
         row = {"gpus": size, "precision": arguments.precision, "batch": arguments.batch}
         row["compiled"] = arguments.compile and device == "cuda"
+        row["graphs"] = arguments.graphs and device == "cuda"
         row |= {name: found[name] for name in ("ms", "spread_percent")} | facts(device)
         row |= {"atoms_s": round(total.item(), 1), "peak_gib": found.get("peak_gib", "")}
         CsvFile(arguments.out / "speed_ddp.csv", COLUMNS, keep=True).add(row)

@@ -99,13 +99,15 @@ Rows are `model.mode.precision.structures`. *est*: the 45M EST model (`est_s2ef_
 this package's EquiformerV2-31M, *stock*: fairchem-core 1.10.0's EquiformerV2-31M as its users run
 it, in a process of its own on the same batches. Random weights; random slabs of OC20's sizes, on
 the device beforehand; a step includes the search for neighbours, a training step also the loss and
-AdamW (in one kernel, as in the configs; stock's as in its trainer). Spread: distance of the
-quartiles of the steps' rates over their median. Peak: all that PyTorch holds in the timed steps.
+AdamW (in one kernel, as in the configs; stock's as in its trainer). Graphs: training steps replayed
+as CUDA graphs. Spread: distance of the quartiles of the steps' rates over their median. Peak: all
+that PyTorch and its CUDA graphs hold in the timed steps.
 Loading is a section of its own.{note if settings else ""}
 
 {figures_table(rows)}
 
-The EST block alone, forward and backward, then forward, on one batch's atoms. Arithmetic: its
+The EST block alone on one batch's atoms: forward and backward as one CUDA graph, as in captured
+training (`block_captured`), with kernels started one by one (`block`), and forward. Arithmetic: its
 matrix products at the rate of a large one on this card. Memory: input, output, weights and their
 gradients, once each, at the rate of a large copy. Staged: operands and results of every product as
 well, which no kernel needs that keeps them to itself.

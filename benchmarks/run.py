@@ -57,6 +57,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--compile", action=argparse.BooleanOptionalAction, default=None,
         help="compile all of our rows, or none; default: large batches in bf16, training in TF32",
     )  # fmt: skip
+    parser.add_argument(
+        "--graphs", action=argparse.BooleanOptionalAction, default=True,
+        help="replay training steps of EST as CUDA graphs",
+    )  # fmt: skip
     parser.add_argument("--stock", type=Path, help="unpacked wheel of fairchem-core 1.10.0")
     parser.add_argument("--minutes", type=float, default=9.0, help="no row begins after that")
     parser.add_argument("--add", action="store_true", help="keep rows of OUT/speed.csv")
@@ -126,7 +130,7 @@ def measure_all(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     deadline = started + 60 * arguments.minutes
     sizes = plan.QUICK if arguments.quick else plan.Sizes()
     stock = stock_rows(sizes) if arguments.stock else []
-    rows = chosen([*stock, *own_rows(sizes, arguments.compile)], arguments.only)
+    rows = chosen([*stock, *own_rows(sizes, arguments.compile, arguments.graphs)], arguments.only)
     stock = [row for row in rows if row.model == "stock"]
     own = [row for row in rows if row.model != "stock"]
     file = CsvFile(arguments.out / "speed.csv", COLUMNS, keep=arguments.add)

@@ -46,7 +46,7 @@ def reference_file(folder: Path, card: str) -> Path:
 def changes(
     rows: Iterable[Mapping[str, Any]], reference: Iterable[Mapping[str, Any]]
 ) -> list[Change]:
-    """Compare rows that both have, compiled or not alike.
+    """Compare rows that both have, compiled or not, and captured or not, alike.
 
     Returns
     -------
@@ -57,7 +57,7 @@ def changes(
     out = []
     for name, row in by_name(rows).items():
         old = stored.get(name)
-        if old is None or old.get("error") or str(old["compiled"]) != str(row["compiled"]):
+        if old is None or old.get("error") or _how(old) != _how(row):
             continue
         ours = row["model"] not in NOT_OURS
         if row.get("error"):
@@ -71,6 +71,11 @@ def changes(
             loss = 1.0 - ratio if column == "atoms_s" else ratio - 1.0
             out.append(Change(name, column, ratio, ours and loss > TOLERANCE))
     return out
+
+
+def _how(row: Mapping[str, Any]) -> tuple[str, str]:
+    """How a row was run; older files have no column for graphs."""
+    return str(row["compiled"]), str(row.get("graphs") or False)
 
 
 def lines(found: Iterable[Change]) -> list[str]:

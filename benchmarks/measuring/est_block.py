@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +13,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-#: Nodes that are counted; all counts but those of weights grow in proportion.
-COUNTED_NODES = 4
+#: Numbers of nodes that are counted: what is moved is a part for the weights and one by node.
+COUNTED_NODES = (2, 4)
 
 
 @dataclass(frozen=True)
@@ -57,9 +58,14 @@ class _ProductElements(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None) -> Any:
         out = func(*args, **(kwargs or {}))
         if func.overloadpacket.__name__ in self.PRODUCTS:
-            self.elements += out.numel()
-            self.elements += sum(a.numel() for a in args if isinstance(a, torch.Tensor))
+            self.elements += sum(_stored(a) for a in (out, *args) if isinstance(a, torch.Tensor))
         return out
+
+
+def _stored(x: torch.Tensor) -> int:
+    """Elements of a tensor, those of a repeated one counted once."""
+    repeats = zip(x.shape, x.stride(), strict=True)
+    return math.prod(size for size, stride in repeats if stride)
 
 
 def count(block: nn.Module, nodes: int, element_size: int, backward: bool) -> BlockWork:
@@ -76,13 +82,27 @@ def count(block: nn.Module, nodes: int, element_size: int, backward: bool) -> Bl
     backward : bool
         Forward and backward, or forward alone.
     """
-    shape = ((block.lmax + 1) ** 2, block.channels)
     spare = copy.deepcopy(block).to("cpu").train()
     for module in spare.modules():
         # What is computed twice to save memory is no part of the least work.
         if hasattr(module, "recompute"):
             module.recompute = False
-    x = torch.randn(COUNTED_NODES, *shape, requires_grad=backward)
+    few, more = COUNTED_NODES
+    first, second = (_run(spare, number, backward) for number in COUNTED_NODES)
+    operations, elements = (
+        low + (high - low) * (nodes - few) / (more - few)
+        for low, high in zip(first, second, strict=True)
+    )
+    weights = sum(p.numel() for p in block.parameters())
+    features = nodes * (block.lmax + 1) ** 2 * block.channels
+    # Forward: x, y, weights. Backward: x, grad y, weights in; grad x, grad weights out.
+    least = 2 * features + weights + backward * (3 * features + 2 * weights)
+    return BlockWork(operations, element_size * least, element_size * elements)
+
+
+def _run(block: nn.Module, nodes: int, backward: bool) -> tuple[int, int]:
+    """Operations of the matrix products, and elements that they read and write."""
+    x = torch.randn(nodes, (block.lmax + 1) ** 2, block.channels, requires_grad=backward)
     traffic = _ProductElements()
     with (
         # As plain products, which the counters know on every machine.
@@ -91,16 +111,7 @@ def count(block: nn.Module, nodes: int, element_size: int, backward: bool) -> Bl
         FlopCounterMode(display=False) as flops,
         traffic,
     ):
-        out = spare(x)
+        out = block(x)
         if backward:
             out.backward(torch.ones_like(out))
-    scale = nodes / COUNTED_NODES
-    weights = sum(p.numel() for p in block.parameters())
-    features = nodes * shape[0] * shape[1]
-    # Forward: x, y, weights. Backward: x, grad y, weights in; grad x, grad weights out.
-    least = 2 * features + weights + backward * (3 * features + 2 * weights)
-    return BlockWork(
-        scale * flops.get_total_flops(),
-        element_size * least,
-        element_size * scale * traffic.elements,
-    )
+    return flops.get_total_flops(), traffic.elements

@@ -112,8 +112,7 @@ def goals(rows: Iterable[Mapping[str, Any]]) -> list[Goal]:
         out.append(
             Goal(text, f"{theirs / 2:.1f} GiB (half of stock's)", reached, theirs / 2 / ours)
         )
-    out.append(_block(figures))
-    return out
+    return [*out, *_block(figures)]
 
 
 def _named(figures: Figures, name: str) -> tuple[str, float] | None:
@@ -146,11 +145,28 @@ def _latency(found: tuple[str, float] | None) -> Goal:
     return Goal(text, wanted, f"{found[1]:.1f} ms ({found[0]})", 15.0 / found[1])
 
 
-def _block(figures: Figures) -> Goal:
-    text, wanted = "EST update block alone, forward and backward", "2 x its floor or less"
-    found = figures.best("est.block.", "ms", least=True)
-    if found is None:
-        return Goal(text, wanted, "not measured", None)
-    name, ms = found
-    floor = max(figures.of(name, "arithmetic_ms"), figures.of(name, "memory_ms"))
-    return Goal(text, wanted, f"{ms:.2f} ms, {ms / floor:.2f} x {floor:.2f} ms", 2 * floor / ms)
+def _block(figures: Figures) -> list[Goal]:
+    """Against both floors, as the block runs in training where that was measured."""
+    text, wanted = "EST update block, forward and backward", "2 x its floor or less"
+    floors = {
+        "strict floor (arithmetic; input, output and weights moved once)": (
+            "arithmetic_ms", "memory_ms",
+        ),
+        "staged floor (operands and results of every product moved too)": (
+            "arithmetic_ms", "memory_ms", "staged_ms",
+        ),
+    }  # fmt: skip
+    found = figures.best("est.block_captured.", "ms", least=True)
+    found = found or figures.best("est.block.", "ms", least=True)
+    out = []
+    for label, columns in floors.items():
+        goal = f"{text}: {label}"
+        parts = [figures.of(found[0], column) if found else None for column in columns]
+        if found is None or None in parts:
+            out.append(Goal(goal, wanted, "not measured", None))
+            continue
+        name, ms = found
+        floor = max(parts)
+        reached = f"{ms:.2f} ms, {ms / floor:.2f} x {floor:.2f} ms ({name})"
+        out.append(Goal(goal, wanted, reached, 2 * floor / ms))
+    return out

@@ -37,6 +37,14 @@ def compile_layers(model: torch.nn.Module, wanted: bool) -> None:
         model.backbone.call_layer.mode = "always" if wanted else "never"
 
 
+def use_graphs(model: torch.nn.Module, wanted: bool) -> None:
+    """Replay training steps as CUDA graphs on GPUs, or do not; drops those that there are."""
+    steps = getattr(model, "captured_steps", None)
+    if steps is not None:
+        steps.mode = "training" if wanted else "never"
+        steps.clear()
+
+
 def new_optimizer(model: torch.nn.Module) -> torch.optim.AdamW:
     """AdamW as in the configs."""
     return torch.optim.AdamW(model.parameters(), lr=4e-4, weight_decay=1e-3, fused=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +16,7 @@ from slabs import batches, random_slab
 
 from measuring.est_block import count
 from measuring.machine import facts, roofs
-from measuring.models import build, compile_layers, inference_step, training_step
+from measuring.models import build, compile_layers, inference_step, training_step, use_graphs
 from measuring.plan import Row
 from measuring.timing import autocast, measure, use_precision
 
@@ -83,17 +83,19 @@ class OwnModels:
         if row.mode == "roof":
             return self._roof(row.precision)
         if row.mode.startswith("block"):
-            return self._block(row, backward=row.mode == "block")
+            return self._block(row, backward=row.mode != "block_forward")
         device, steps = self.settings.device, self.settings.steps
         model = self._model(row.model)
         model.train(row.mode == "train")
         compile_layers(model, row.compiled)
+        use_graphs(model, row.graphs)
         make = training_step if row.mode == "train" else inference_step
         step = make(model, row.precision, device)
         try:
             warm = WARM_SINGLE if row.batch == 1 else NUM_BATCHES
             return measure(step, self._data(row.batch), steps, warm)
         finally:
+            use_graphs(model, False)
             model.zero_grad(set_to_none=True)
 
     def _roof(self, precision: str) -> dict[str, float]:
@@ -124,20 +126,35 @@ class OwnModels:
         x = torch.randn(shape, device=device, requires_grad=backward)
         gradient = torch.randn(shape, device=device)
 
+        weights = tuple(block.parameters())
+
         def step(_: Any) -> None:
-            x.grad = None
-            block.zero_grad(set_to_none=True)
             with torch.set_grad_enabled(backward), autocast(row.precision, device):
                 out = model.backbone.call_layer(block, x)
             if backward:
-                out.backward(gradient.to(out.dtype))
+                torch.autograd.grad(out, (x, *weights), gradient.to(out.dtype))
 
+        if row.graphs and x.is_cuda:
+            step = captured(step)
         data = [SimpleNamespace(pos=x, natoms=torch.tensor([nodes]))]
         found = measure(step, data, 2 * self.settings.steps, warm=NUM_BATCHES)
         size = 2 if row.precision == "bf16" else 4
         limits = self._roof(row.precision)
         work = count(block, nodes, size, backward)
         return found | work.floors(limits["roof_tflop_s"], limits["roof_gb_s"])
+
+
+def captured(step: Callable[[Any], None]) -> Callable[[Any], None]:
+    """Return the replay of a step as a CUDA graph."""
+    stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(2):
+            step(None)
+    torch.cuda.current_stream().wait_stream(stream)
+    with torch.cuda.graph(graph, stream=stream):
+        step(None)
+    return lambda _: graph.replay()
 
 
 def measured(rows: Sequence[Row], settings: Settings) -> Iterator[dict[str, Any]]:
@@ -151,9 +168,10 @@ def measured(rows: Sequence[Row], settings: Settings) -> Iterator[dict[str, Any]
     models = OwnModels(settings)
     machine = facts(settings.device)
     for row in rows:
-        # Layers are compiled on GPUs only.
-        compiled = row.compiled and settings.device == "cuda"
-        record = asdict(row) | {"name": row.name, "compiled": compiled} | machine
+        # Both on GPUs only.
+        on_gpu = settings.device == "cuda"
+        how = {"compiled": row.compiled and on_gpu, "graphs": row.graphs and on_gpu}
+        record = asdict(row) | {"name": row.name} | how | machine
         if time.time() > settings.deadline:
             yield record | {"error": "no time left"}
             continue

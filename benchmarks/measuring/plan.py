@@ -17,14 +17,19 @@ class Row:
     model : {"est", "eqv2", "stock", "card"}
         The EST model, this project's EquiformerV2, fairchem-core 1.10.0's EquiformerV2, or the
         card itself.
-    mode : {"train", "infer", "block", "block_forward", "roof"}
-        A training step, a forward pass, the EST block alone, or the card's own limits.
+    mode : {"train", "infer", "block_captured", "block", "block_forward", "roof"}
+        A training step, a forward pass, the EST block alone (forward and backward replayed as one
+        CUDA graph, as it runs in training; the same with its kernels started one by one; forward
+        alone), or the card's own limits.
     precision : {"fp32", "tf32", "bf16"}
         Of matrix products.
     batch : int
         Structures a batch; 0 for the card.
     compiled : bool
         Layers through ``torch.compile``.
+    graphs : bool
+        Training steps, or the block, replayed as CUDA graphs. Predictions are captured in any case,
+        by the model's own rules.
     """
 
     model: str
@@ -32,6 +37,7 @@ class Row:
     precision: str
     batch: int
     compiled: bool = False
+    graphs: bool = False
 
     @property
     def name(self) -> str:
@@ -63,7 +69,7 @@ class Sizes:
 QUICK = Sizes(train=(2, 3), infer_bf16=3, infer_tf32=2, memory=2)
 
 
-def own_rows(sizes: Sizes, compiled: bool | None) -> list[Row]:
+def own_rows(sizes: Sizes, compiled: bool | None, graphs: bool = True) -> list[Row]:
     """Rows of this project's models; rows that share compiled graphs follow each other.
 
     Parameters
@@ -72,16 +78,21 @@ def own_rows(sizes: Sizes, compiled: bool | None) -> list[Row]:
         Structures a batch.
     compiled : bool, optional
         Compile all, or none; by default EST's large batches in bf16 and training in TF32.
+    graphs : bool
+        Whether EST's training steps are replayed as CUDA graphs.
     """
 
     def row(model: str, mode: str, precision: str, batch: int, default: bool = True) -> Row:
-        return Row(model, mode, precision, batch, default if compiled is None else compiled)
+        use_graphs = mode == "block_captured" or (graphs and (model, mode) == ("est", "train"))
+        use_compiled = default if compiled is None else compiled
+        return Row(model, mode, precision, batch, use_compiled, use_graphs)
 
     bf16 = [
         Row("card", "roof", "bf16", 0),
         *(row("est", "train", "bf16", batch) for batch in sizes.train),
         row("est", "infer", "bf16", sizes.infer_bf16),
         row("est", "infer", "bf16", 1, False),
+        row("est", "block_captured", "bf16", sizes.memory),
         row("est", "block", "bf16", sizes.memory),
     ]
     small_first = sorted(sizes.train)

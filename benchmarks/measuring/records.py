@@ -9,7 +9,7 @@ from typing import Any
 
 #: Columns of the table of goals.
 COLUMNS = (
-    "name", "model", "mode", "precision", "batch", "compiled", "atoms", "steps", "ms",
+    "name", "model", "mode", "precision", "batch", "compiled", "graphs", "atoms", "steps", "ms",
     "spread_percent", "atoms_s", "peak_gib", "times_stock", "first_s", "arithmetic_ms", "memory_ms",
     "staged_ms", "roof_tflop_s", "roof_gb_s", "error", "card", "torch", "triton", "fairchem",
     "commit", "date", "settings",
@@ -26,15 +26,19 @@ class CsvFile:
     columns : sequence of str
         Its heading; a row may leave columns out.
     keep : bool
-        Add to the rows of a file that is there.
+        Add to the rows of a file that is there; columns that it lacks are left empty in them.
     """
 
     def __init__(self, path: Path, columns: Sequence[str], keep: bool = False) -> None:
         self.path, self.columns = path, tuple(columns)
         path.parent.mkdir(parents=True, exist_ok=True)
-        if not (keep and path.is_file()):
-            with path.open("w", newline="") as file:
-                csv.writer(file).writerow(self.columns)
+        kept = read(path) if keep else []
+        if kept and tuple(kept[0]) == self.columns:
+            return
+        with path.open("w", newline="") as file:
+            csv.writer(file).writerow(self.columns)
+        for row in kept:
+            self.add({name: value for name, value in row.items() if name in self.columns})
 
     def add(self, row: Mapping[str, Any]) -> None:
         """Write one row."""

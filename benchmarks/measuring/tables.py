@@ -30,14 +30,14 @@ def figures_table(rows: Iterable[Mapping[str, Any]]) -> str:
             ("atoms", ",.0f"), ("ms", ".2f"), ("spread_percent", ".1f"), ("atoms_s", ",.0f"),
             ("peak_gib", ".1f"), ("times_stock", ".2f"),
         )  # fmt: skip
-        compiled = "yes" if str(row["compiled"]) == "True" else "no"
+        how = ["yes" if str(row.get(name)) == "True" else "no" for name in ("compiled", "graphs")]
         if row.get("error"):
             figures = [row["error"], *["-"] * (len(columns) - 1)]
         else:
             figures = [shown(number(row, column), form) for column, form in columns]
-        lines.append([f"`{name}`", compiled, *figures])
-    header = ["row", "compiled", "atoms", "median, ms", "spread, %", "atoms/s", "peak, GiB"]
-    return markdown([*header, "times stock"], lines)
+        lines.append([f"`{name}`", *how, *figures])
+    header = ["row", "compiled", "graphs", "atoms", "median, ms", "spread, %", "atoms/s"]
+    return markdown([*header, "peak, GiB", "times stock"], lines)
 
 
 def block_table(rows: Iterable[Mapping[str, Any]]) -> str:

@@ -40,6 +40,36 @@ def test_operations_of_the_block(bench, recompute):
     assert block.mixture.spherical.recompute == recompute
 
 
+class OneMap(torch.nn.Module):
+    """The least that a block can be."""
+
+    lmax, channels = 0, 4
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.map = torch.nn.Linear(4, 5, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.map(x)
+
+
+def test_weights_are_moved_once_for_all_nodes(bench):
+    count = bench("measuring.est_block").count
+    forward = count(OneMap(), 10, 2, backward=False)
+    assert forward.staged_bytes == 2 * (10 * 4 + 20 + 10 * 5)
+    assert forward.operations == 2 * 10 * 20
+    both = count(OneMap(), 10, 2, backward=True)
+    # Gradient of x: gradient and weights in, as much as x out. Of the weights: both in, one out.
+    assert both.staged_bytes == forward.staged_bytes + 2 * 2 * (10 * 4 + 20 + 10 * 5)
+
+
+def test_what_is_repeated_is_moved_once(bench):
+    traffic = bench("measuring.est_block")._ProductElements()
+    with traffic:
+        torch.bmm(torch.ones(2, 3).expand(7, 2, 3), torch.ones(7, 3, 4))
+    assert traffic.elements == 6 + 84 + 56
+
+
 def test_floors_are_times(bench):
     work = bench("measuring.est_block").BlockWork(2e9, 1e6, 4e6)
     floors = work.floors(tflop_s=1.0, gb_s=100.0)

@@ -25,7 +25,8 @@ def test_all_kinds_of_rows_are_measured(bench, smoke):
     expected = bench("measuring.plan").own_rows(bench("measuring.plan").QUICK, None)
     assert [row["name"] for row in rows] == [row.name for row in expected]
     assert set(rows[0]) == set(bench("measuring.records").COLUMNS)
-    assert {row["mode"] for row in rows} == {"roof", "train", "infer", "block", "block_forward"}
+    blocks = {"block_captured", "block", "block_forward"}
+    assert {row["mode"] for row in rows} == {"roof", "train", "infer", *blocks}
     for row in rows:
         assert row["error"] == "", row
         assert row["card"] == "CPU"
@@ -114,7 +115,8 @@ def test_failures_and_memory_are_flagged_but_not_the_peer(bench):
     (change,) = compare.changes(failed, old)
     assert change.worse
     assert change.column == "error"
-    assert compare.changes([old[0] | {"compiled": "True"}], old) == []
+    for how in ("compiled", "graphs"):
+        assert compare.changes([old[0] | {how: "True"}], old) == []
 
 
 def test_check_and_store_through_the_command(bench, tmp_path, capsys):
@@ -139,7 +141,10 @@ def test_an_unknown_row_is_refused(bench):
     some = plan.chosen(plan.own_rows(plan.Sizes(), None), ["est.train.tf32"])
     assert [row.batch for row in some] == [16, 32, 64]
     assert all(row.compiled for row in some)
+    assert all(row.graphs for row in some)
     assert not any(row.compiled for row in plan.own_rows(plan.Sizes(), False))
+    without = [row for row in plan.own_rows(plan.Sizes(), None, graphs=False) if row.graphs]
+    assert [row.mode for row in without] == ["block_captured"]
 
 
 def test_goals_say_by_how_much(bench):
@@ -156,14 +161,30 @@ def test_goals_say_by_how_much(bench):
         row("est.train.tf32.16", atoms_s=8400),
         row("est.infer.bf16.256", atoms_s=33000),
         row("est.infer.bf16.1", atoms_s=4000, ms=20),
-        row("est.block.bf16.16", ms=3.0, arithmetic_ms=1.0, memory_ms=0.1),
+        row("est.block.bf16.16", ms=3.0, arithmetic_ms=1.0, memory_ms=0.1, staged_ms=2.0),
     ]
     shares = [goal.share for goal in bench("measuring.goals").goals(rows)]
-    expected = [1.2, 12000 / 3300 / 3, 1.0, 1.1, 0.75, 0.8, 2 / 3]
+    expected = [1.2, 12000 / 3300 / 3, 1.0, 1.1, 0.75, 0.8, 2 / 3, 4 / 3]
     assert shares == pytest.approx(expected)
     verdicts = [goal.verdict for goal in bench("measuring.goals").goals(rows)]
     assert [verdict.startswith("reached") for verdict in verdicts] == [s >= 1 for s in expected]
     assert {goal.verdict for goal in bench("measuring.goals").goals([])} == {"not measured"}
+    # As the block runs in training, where that was measured.
+    floors = {"arithmetic_ms": 1.0, "memory_ms": 0.1, "staged_ms": 2.0}
+    rows.append(row("est.block_captured.bf16.16", ms=2.5, **floors))
+    strict, staged = bench("measuring.goals").goals(rows)[-2:]
+    assert (strict.share, staged.share) == pytest.approx((2 / 2.5, 4 / 2.5))
+    assert "strict floor" in strict.text
+    assert "staged floor" in staged.text
+    assert "(est.block_captured.bf16.16)" in strict.reached
+
+
+def test_rows_are_added_to_a_file_of_fewer_columns(bench, tmp_path):
+    records = bench("measuring.records")
+    file = tmp_path / "rows.csv"
+    records.write(file, ("a", "b"), [{"a": 1, "b": 2}])
+    records.CsvFile(file, ("a", "c", "b"), keep=True).add({"a": 3, "c": 4, "b": 5})
+    assert records.read(file) == [{"a": "1", "c": "", "b": "2"}, {"a": "3", "c": "4", "b": "5"}]
 
 
 @pytest.mark.skipif(
