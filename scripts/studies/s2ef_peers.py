@@ -15,11 +15,13 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 import shlex
 import signal
 import sys
 import tarfile
 import time
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -214,9 +216,9 @@ class Study:
         self.ran += 1
         mean = next(r for r in reversed(curve) if r["split"] == "mean")
         print(
-            f"   {training.name}: {row['steps']} steps, {row['steps_per_second']} a second, "
-            f"{row['all_seconds']} s in all, {row['peak_gib']} GiB, energy "
-            f"{1e3 * mean['energy_mae']:.1f} meV, forces {1e3 * mean['forces_mae']:.1f} meV/A",
+            f"   {training.name}: {row['parameters']:,} parameters, {row['steps']} steps, "
+            f"{row['steps_per_second']} a second, {row['all_seconds']} s in all, "
+            f"{row['peak_gib']} GiB, energy {1e3 * mean['energy_mae']:.1f} meV, forces {1e3 * mean['forces_mae']:.1f} meV/A",
             flush=True,
         )
 
@@ -265,8 +267,11 @@ def main(argv: list[str] | None = None) -> int:
     failed: list[Training] = []
     if not arguments.report:
         # So that an end from outside also ends the trainings.
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-        failed = train_missing(arguments, argv, out, started + 60 * arguments.minutes)
+        before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+        try:
+            failed = train_missing(arguments, argv, out, started + 60 * arguments.minutes)
+        finally:
+            signal.signal(signal.SIGTERM, before)
     if (out / "origin.json").is_file():
         write_page(page, out)
         print(f"page: {page}")
@@ -318,16 +323,24 @@ def outcomes(
     while (training := study.take(deadline - time.time(), settings)) is not None:
         extra = SMOKE_MODELS[base_of(training.model)] if arguments.smoke else []
         own = dataclasses.replace(settings, overrides=(*settings.overrides, *extra))
-        yield Outcome(training, run(training, own))
+        try:
+            yield Outcome(training, run(training, own))
+        except Exception:
+            yield Outcome(training, None, traceback.format_exc())
 
 
 def devices(arguments: argparse.Namespace, settings: Settings) -> list[str]:
     """Values of CUDA_VISIBLE_DEVICES, one a process; one process on a CPU."""
     if settings.device == "cpu":
         return [""]
+    if arguments.gpus:
+        return arguments.gpus
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible:
+        return visible.split(",")
     import torch
 
-    return arguments.gpus or [str(i) for i in range(torch.cuda.device_count())]
+    return [str(i) for i in range(torch.cuda.device_count())]
 
 
 def shown_command(arguments: argparse.Namespace, argv: list[str]) -> str:

@@ -31,6 +31,7 @@ def write_page(page: Path, out: Path) -> None:
         if source.is_file():
             shutil.copyfile(source, target)
     trainings, curves, failures = (read(out / f"{name}.csv") for name in FILES)
+    trainings, curves = (report.newest(trainings, rows) for rows in (trainings, curves))
     origin = json.loads((out / "origin.json").read_text())
     settings = json.loads((out / "settings.json").read_text())
     figure = page.with_suffix(".png")
@@ -91,7 +92,8 @@ def _method(settings: dict[str, Any], data: dict[str, Any]) -> list[str]:
         f"{settings['seconds']:g} s of training; evaluations and the first "
         f"{settings['untimed_steps']} steps do not count. Energies come from the same head; forces "
         "are direct, each model's own way. Models are reduced to about 2.5M parameters, four "
-        "layers, L = 3 where they have degrees, cutoff 6 Å and 20 neighbours:",
+        "layers, L = 3 where they have degrees, cutoff 6 Å and 20 neighbours; fairchem's two are "
+        "not compiled, as EScAIP is meant to be:",
         "",
         configs,
         "",

@@ -47,6 +47,24 @@ def final(curves: Rows, stage: str) -> dict[str, dict[str, dict[str, dict[str, f
     return {model: dict(out[model]) for model in sorted(out, key=order.index)}
 
 
+def newest(trainings: Rows, rows: Rows) -> list[dict[str, str]]:
+    """Leave out what was trained at a rate that later ones have replaced.
+
+    Parameters
+    ----------
+    trainings : list of dict
+        Rows of ``trainings.csv``, in the order in which they ended.
+    rows : list of dict
+        Those to choose from.
+    """
+    last = {(row["stage"], row["model"]): row["lr"] for row in trainings}
+    return [
+        row
+        for row in rows
+        if row["stage"] == "sweep" or row["lr"] == last.get((row["stage"], row["model"]))
+    ]
+
+
 def _values(seeds: dict[str, dict[str, dict[str, float]]], split: str, metric: str) -> np.ndarray:
     return np.array([splits[split][metric] for _, splits in sorted(seeds.items())])
 

@@ -55,11 +55,11 @@ class Settings:
     seconds: float = 150.0
     sweep_seconds: float = 40.0
     batch_size: int = 32
-    eval_batch_size: int = 128
-    evaluations: int = 10
+    eval_batch_size: int = 256
+    evaluations: int = 8
     untimed_steps: int = 20
     device: str = "cpu"
-    loader_workers: int = 4
+    loader_workers: int = 6
     overrides: Sequence[str] = field(default_factory=tuple)
 
     def seconds_of(self, stage: str) -> float:
