@@ -22,6 +22,15 @@ from est_ocp.models.settings import GraphSettings, from_mapping
 from est_ocp.nn import GaussianBasis
 
 
+def _drop_second_names(
+    module: nn.Module, state: dict[str, torch.Tensor], prefix: str, *_: Any
+) -> None:
+    """Leave out the second names that earlier checkpoints have for the filters' networks."""
+    for number in range(len(module.blocks)):
+        for name in [n for n in state if n.startswith(f"{prefix}blocks.{number}.mlp.")]:
+            del state[name]
+
+
 @registry.register_model("est_schnet")
 class SchNetBaseline(FairchemBackbone):
     """SchNet's continuous-filter convolutions on a periodic radius graph, for energies alone.
@@ -79,6 +88,10 @@ class SchNetBaseline(FairchemBackbone):
             InteractionBlock(channels, num_distance_basis, filter_channels, cutoff)
             for _ in range(num_layers)
         )
+        for block in self.blocks:
+            # Its convolution holds the same network; checkpoints of training cannot hold it twice.
+            del block.mlp
+        self.register_load_state_dict_pre_hook(_drop_second_names)
 
     @classmethod
     def build_inference_settings(cls, settings) -> dict[str, Any]:

@@ -39,7 +39,9 @@ class ClockCosine:
     Attributes
     ----------
     trained : float
-        Seconds trained; it is saved with the optimiser, so that a resumed training goes on.
+        Seconds trained.
+    timed_steps : int
+        Steps that they hold. Both are saved with the optimiser, so that a resumed training goes on.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class ClockCosine:
         self.warmup_factor, self.lr_min_factor = warmup_factor, lr_min_factor
         self.untimed_steps = untimed_steps
         self.trained = 0.0
+        self.timed_steps = 0
 
     @property
     def progress(self) -> float:
@@ -137,6 +140,9 @@ class WallClockBudget(Callback):
     evaluations : int, optional
         Evaluate after so many equal shares of the time. None: at the end of each epoch, and every
         ``evaluate_every`` steps.
+    pause_after : float, optional
+        Seconds of training after which this start ends with a checkpoint; the same command goes
+        on from there, schedule and clock too, until the schedule's time is up.
 
     Raises
     ------
@@ -144,13 +150,19 @@ class WallClockBudget(Callback):
         At the start, if the schedule is another, or with several ranks, whose clocks differ.
     """
 
-    def __init__(self, job_config: Any, evaluations: int | None = None) -> None:
+    def __init__(
+        self, job_config: Any, evaluations: int | None = None, pause_after: float | None = None
+    ) -> None:
         if evaluations is not None and evaluations < 1:
             raise ConfigError(f"evaluations must be at least 1, or null, not {evaluations}")
+        if pause_after is not None and not pause_after > 0:
+            raise ConfigError(f"pause_after must be positive, or null, not {pause_after}")
+        self.pause_after = pause_after
         self.path = metrics_file.metrics_path(job_config)
         self.evaluations = evaluations
         self.started: float | None = None
-        self.steps = self.timed_steps = self.evaluated = 0
+        self.steps = self.evaluated = 0
+        self.resumed_at = 0.0
 
     def on_train_start(self, state: Any, unit: Any) -> None:
         """Find the schedule's clock."""
@@ -163,15 +175,17 @@ class WallClockBudget(Callback):
         if distutils.get_world_size() > 1:
             raise ConfigError("a training of a given time runs on one GPU; set ranks_per_node: 1")
         self.clock = clock
-        self.steps, self.timed_steps, self.started = 0, 0, None
+        self.steps, self.started = 0, None
         if self.evaluations is not None:
-            self.evaluated = self._shares()
             # The loop knows counts of steps and epochs only.
             state.eval_state._evaluate_every_n_steps = _Due(self._evaluation_is_due)
             state.eval_state._evaluate_every_n_epochs = _Due(self._evaluation_is_due)
 
     def on_train_step_start(self, state: Any, unit: Any) -> None:
         """Begin to count: all until the next evaluation, with loading and checkpoints."""
+        if self.steps == 0:
+            # A checkpoint is read by now.
+            self.resumed_at, self.evaluated = self.clock.trained, self._shares()
         if self.started is None and self.steps >= self.clock.untimed_steps:
             self._wait()
             self.started = time.perf_counter()
@@ -179,11 +193,12 @@ class WallClockBudget(Callback):
     def on_train_step_end(self, state: Any, unit: Any) -> None:
         """Add the time; stop when it is up."""
         self.steps += 1
-        self.timed_steps += self.started is not None
+        self.clock.timed_steps += self.started is not None
         # Steps are queued ahead of the GPU; now and then the clock waits for it.
         self._count(wait=self.steps % 20 == 0)
-        if self.clock.progress >= 1:
-            logger.info("time is up: %.1f s of training", self.clock.trained)
+        if self.clock.progress >= 1 or self._is_due_to_pause():
+            what = "time is up" if self.clock.progress >= 1 else "to be continued"
+            logger.info("%s: %.1f s of training", what, self.clock.trained)
             # As if so many steps had been asked for: after state.stop() the evaluation that follows
             # would see nothing.
             state.train_state._max_steps = unit.train_progress.num_steps_completed
@@ -194,8 +209,12 @@ class WallClockBudget(Callback):
         self.started = None
         self.evaluated = self._shares()
         row = {"kind": "clock", "step": unit.train_progress.num_steps_completed}
-        row |= {"trained": round(self.clock.trained, 3), "timed_steps": self.timed_steps}
+        row |= {"trained": round(self.clock.trained, 3), "timed_steps": self.clock.timed_steps}
         metrics_file.append(self.path, row)
+
+    def _is_due_to_pause(self) -> bool:
+        trained = self.clock.trained - self.resumed_at
+        return self.pause_after is not None and trained >= self.pause_after
 
     def _shares(self) -> int:
         """Shares of the time that are over."""

@@ -1,13 +1,15 @@
-"""QM9 at equal time on one GPU: hosts, the same hosts with EST's update, and peers.
+"""QM9 at equal time on GPUs: hosts, the same hosts with EST's update, and peers.
 
     est-ocp data qm9 --out data/qm9
     python scripts/studies/qm9.py --data data/qm9 --out runs/qm9-study --page docs/results/qm9 \
-        --targets alpha gap homo mu U0 Cv --seconds 420 --compile training
+        --targets alpha gap homo mu U0 Cv --seconds 420 --lrs 2.5e-4 5e-4 1e-3 \
+        --cuda-graphs training --minutes 60
 
 Each model trains for the same time on each target through fairchem's trainer, with the settings of
-configs/qm9/ but for optim=qm9_short. Results are written as they come: the same command again goes
-on with what is missing. One that fails is reported and left out; ``--smoke`` tries everything on
-the embedded molecules with two tiny models.
+configs/qm9/ but for optim=qm9_short. Trainings are processes, one at a time on every GPU. Results
+are written as they come: the same command again goes on with what is missing, and a training of
+``--pause-after`` where it paused. One that fails is reported and left out; ``--smoke`` tries
+everything on the embedded molecules.
 """
 
 from __future__ import annotations
@@ -15,24 +17,24 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import os
 import shlex
-import subprocess
 import sys
 import time
-from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
-from csv_rows import append, read
 from qm9study import report
-from qm9study.training import LABELS, Settings, Training, run
+from qm9study.models import LABELS, USUAL
+from qm9study.pack import pack, pack_runs, unpack_runs
+from qm9study.queue import OVERHEAD, Queue
+from qm9study.tables import Tables
+from qm9study.training import Settings, Training, run
 
-from est_ocp.qm9_targets import TARGETS
+from est_ocp.qm9_targets import ALL, TARGETS
 
 #: What --smoke sets besides the embedded molecules.
-SMOKE = ["log_every=1", "untimed_steps=1"]
-#: Lines of a failed training's log that are shown.
-TAIL = 5
-MODELS = [model for model in LABELS if model != "debug"]
+SMOKE = ["log_every=1"]
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -41,20 +43,36 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, help="folder for the runs")
     parser.add_argument("--data", type=Path, help="folder that `est-ocp data qm9` wrote")
     parser.add_argument("--page", type=Path, help="folder of CSV, figure, page (default: --out)")
-    parser.add_argument("--models", nargs="+", choices=list(LABELS), default=MODELS)
-    parser.add_argument("--targets", nargs="+", choices=list(TARGETS), default=["alpha"])
-    parser.add_argument("--seconds", type=float, default=Settings.seconds, help="of each training")
-    parser.add_argument("--seeds", type=int, default=1, help="trainings of each model and target")
-    parser.add_argument("--batch-size", type=int, default=Settings.batch_size)
-    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: a GPU if there is one")
-    parser.add_argument("--loader-workers", type=int, default=Settings.loader_workers)
-    parser.add_argument("--compile", choices=("never", "training"), default="never")
-    parser.add_argument("--evaluations", type=int, default=Settings.evaluations, help="of each")
-    parser.add_argument("--minutes", type=float, default=1e6, help="begin nothing after this time")
-    parser.add_argument("--in-process", action="store_true", help="not one process a training")
-    parser.add_argument("--report", action="store_true", help="train nothing, write the page")
-    parser.add_argument("--smoke", action="store_true", help="seconds on the embedded molecules")
-    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    what = parser.add_argument_group("what is trained")
+    what.add_argument("--models", nargs="+", choices=list(LABELS), default=list(USUAL))
+    what.add_argument("--targets", nargs="+", choices=[*TARGETS, ALL], default=["alpha"])
+    what.add_argument("--seconds", type=float, default=420.0, help="of each training")
+    what.add_argument("--seeds", type=int, default=1, help="trainings of each model and target")
+    what.add_argument("--batch-size", type=int, default=Settings.batch_size)
+    what.add_argument("--lrs", nargs="+", type=float, default=[], help="peak learning rates to try")
+    what.add_argument("--lr-seconds", type=float, default=60.0, help="of each of their trainings")
+    what.add_argument("--lr-target", choices=[*TARGETS, ALL], help="default: the first target")
+    what.add_argument("--evaluations", type=int, default=Settings.evaluations, help="of each")
+    what.add_argument("--eval-batches", type=int, help="of 500 molecules (default: all)")
+    how = parser.add_argument_group("how")
+    how.add_argument("--device", choices=("cpu", "cuda"), help="default: a GPU if there is one")
+    how.add_argument("--gpus", nargs="+", type=int, help="their numbers (default: all)")
+    how.add_argument("--per-gpu", type=int, default=1, help="trainings at once on one GPU")
+    how.add_argument("--loader-workers", type=int, default=Settings.loader_workers)
+    how.add_argument("--compile", choices=("never", "training"), default="never")
+    how.add_argument("--cuda-graphs", choices=("never", "training"), default="never")
+    how.add_argument("--bf16", action="store_true", help="autocast (default: TF32)")
+    how.add_argument("--untimed-steps", type=int, default=Settings.untimed_steps)
+    how.add_argument("--minutes", type=float, default=1e6, help="end before this time is over")
+    how.add_argument("--pause-after", type=float, help="seconds of a training in one call")
+    how.add_argument("--overhead", type=float, default=OVERHEAD, help="seconds beside training")
+    how.add_argument("--in-process", action="store_true", help="not one process a training")
+    how.add_argument("--report", action="store_true", help="train nothing, write the page")
+    how.add_argument("--smoke", action="store_true", help="seconds on the embedded molecules")
+    how.add_argument("--pack", type=Path, help="write tables, page and logs into this .tar.gz")
+    how.add_argument("--pack-paused", type=Path, help="write paused trainings into this .tar.gz")
+    how.add_argument("--continue-from", type=Path, help="a file of --pack-paused")
+    how.add_argument("--worker", help=argparse.SUPPRESS)
     parser.add_argument("overrides", nargs="*", help="Hydra overrides of every training")
     return parser.parse_args(argv)
 
@@ -67,11 +85,11 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
 
         device = "cuda" if torch.cuda.is_available() else "cpu"
     extra = tuple(arguments.overrides)
-    workers, data = arguments.loader_workers, arguments.data
+    workers, data, untimed = arguments.loader_workers, arguments.data, arguments.untimed_steps
     if arguments.smoke:
         from est_ocp.data import write_qm9
 
-        data, device, workers = arguments.out / "data", "cpu", 0
+        data, device, workers, untimed = arguments.out / "data", "cpu", 0, 1
         write_qm9(data, "subset")
         extra = (*SMOKE, *extra)
     elif data is None:
@@ -79,12 +97,17 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
     return Settings(
         out=str(arguments.out),
         data=str(data),
-        seconds=arguments.seconds,
         batch_size=arguments.batch_size,
         device=device,
         loader_workers=workers,
         compile_layers=arguments.compile,
+        cuda_graphs=arguments.cuda_graphs,
+        bf16=arguments.bf16,
+        untimed_steps=untimed,
         evaluations=arguments.evaluations,
+        eval_batches=arguments.eval_batches,
+        pause_after=arguments.pause_after,
+        per_gpu=arguments.per_gpu,
         overrides=extra,
     )
 
@@ -95,71 +118,123 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.worker:
         job = json.loads(Path(arguments.worker).read_text())
         result = run(Training(**job["training"]), Settings(**job["settings"]))
-        Path(arguments.worker).with_suffix(".result").write_text(json.dumps(result))
+        file = Path(arguments.worker).with_suffix(".result")
+        partial = file.with_suffix(".partial")
+        partial.write_text(json.dumps(result))
+        os.replace(partial, file)
         return 0
     page = arguments.page or arguments.out
-    failed = []
+    study = Study(arguments, page)
     if not arguments.report:
         words = argv if argv is not None else sys.argv[1:]
         report.note_command(page, shlex.join(["python", "scripts/studies/qm9.py", *words]))
-        failed = train_missing(arguments, page)
-    if read(page / "trainings.csv"):
+        study.train()
+    if Tables(page).trainings:
         print(report.write_page(page))
-    for name in failed:
-        print(f"failed: {name}", file=sys.stderr)
-    return 1 if failed else 0
+    if arguments.pack:
+        print(f"{arguments.pack}: {pack(arguments.pack, page, arguments.out) / 2**20:.1f} MiB")
+    if arguments.pack_paused:
+        size = pack_runs(arguments.pack_paused, arguments.out, study.paused())
+        print(f"{arguments.pack_paused}: {size / 2**20:.1f} MiB, {', '.join(study.paused())}")
+    for training in study.failed:
+        print(f"failed: {training.name}", file=sys.stderr)
+    return 1 if study.failed else 0
 
 
-def train_missing(arguments: argparse.Namespace, page: Path) -> list[str]:
-    """Train what the page's CSV files do not hold; return the names of what failed."""
-    started = time.perf_counter()
-    settings = settings_of(arguments)
-    done = {
-        (row["target"], row["model"], int(row["seed"])): row for row in read(page / "trainings.csv")
-    }
-    failed = []
-    wanted = itertools.product(range(arguments.seeds), arguments.targets, arguments.models)
-    for seed, target, model in wanted:
-        training = Training(model, target, seed)
-        if (target, model, seed) in done:
-            seconds = done[target, model, seed]["train_seconds"]
-            print(f"== {training.name}: there already, {seconds} s of training", flush=True)
-            continue
-        if (time.perf_counter() - started) / 60 > arguments.minutes:
-            print(f"== {training.name}: left for later", flush=True)
-            continue
-        print(f"== {training.name}", flush=True)
-        result = _result(training, settings, arguments)
-        if result is None:
-            failed.append(training.name)
-            continue
-        append(page / "trainings.csv", report.TRAININGS, [result["row"]])
-        append(page / "curves.csv", report.CURVE, result["curve"])
-        row = result["row"]
-        print(
-            f"   test MAE {row['test_mae']:.4g} {row['unit']}, {row['epochs']} epochs, "
-            f"{row['all_seconds']} s in all",
-            flush=True,
+class Study:
+    """The trainings of one call.
+
+    Parameters
+    ----------
+    arguments : Namespace
+    page : Path
+        Folder of the CSV files.
+    """
+
+    def __init__(self, arguments: argparse.Namespace, page: Path) -> None:
+        self.arguments = arguments
+        self.tables = Tables(page)
+        self.failed: list[Training] = []
+        self.left: list[Training] = []
+        self.deadline = time.perf_counter() + 60 * arguments.minutes
+
+    def sweep(self) -> list[Training]:
+        """Short trainings with several learning rates."""
+        a = self.arguments
+        target = a.lr_target or a.targets[0]
+        return [
+            Training(model, target, 0, a.lr_seconds, rate, sweep=True)
+            for rate, model in itertools.product(a.lrs, a.models)
+        ]
+
+    def compared(self) -> list[Training]:
+        """The trainings of the tables, each with its model's best learning rate."""
+        a = self.arguments
+        rates = {model: self.tables.best_rate(model) for model in a.models}
+        return [
+            Training(model, target, seed, a.seconds, rates[model])
+            for seed, target, model in itertools.product(range(a.seeds), a.targets, a.models)
+        ]
+
+    def train(self) -> None:
+        """Train what the CSV files do not hold, the sweep first."""
+        settings = settings_of(self.arguments)
+        if self.arguments.continue_from:
+            names = unpack_runs(self.arguments.continue_from, self.arguments.out)
+            print(f"to go on with: {', '.join(names) or 'nothing new'}", flush=True)
+        self._train(self.sweep(), settings)
+        unswept = {one.model for one in self.left}
+        compared = self.compared()
+        # Without its learning rate, a model waits for the next call.
+        self.left += [one for one in compared if one.model in unswept]
+        self._train([one for one in compared if one.model not in unswept], settings)
+
+    def paused(self) -> list[str]:
+        """Names of the runs that are to go on in a later call."""
+        runs, done = self.arguments.out / "runs", self.tables.done()
+        names = {one.name for one in (*self.sweep(), *self.compared()) if one.key not in done}
+        return sorted(name for name in names if (runs / name / "checkpoints" / "final").is_dir())
+
+    def _train(self, trainings: list[Training], settings: Settings) -> None:
+        done = self.tables.done()
+        for training in trainings:
+            if training.key in done:
+                print(f"== {training.name}: there already", flush=True)
+        missing = [training for training in trainings if training.key not in done]
+        if self.arguments.in_process:
+            for training in missing:
+                result = run(training, settings)
+                if "paused" in result:
+                    self.left.append(training)
+                else:
+                    self._keep(training, result)
+            return
+        queue = Queue(
+            settings, Path(__file__), self._gpus(settings), self.deadline, self.arguments.overhead
         )
-    return failed
+        failed, left = queue.run(missing, self._keep)
+        self.failed += failed
+        self.left += left
 
+    def _gpus(self, settings: Settings) -> list[int | None]:
+        if settings.device == "cpu":
+            return [None]
+        if self.arguments.gpus:
+            return list(self.arguments.gpus)
+        import torch
 
-def _result(training: Training, settings: Settings, arguments: argparse.Namespace) -> dict | None:
-    """Run one training; None if it failed."""
-    if arguments.in_process:
-        return run(training, settings)
-    folder = arguments.out / "jobs"
-    folder.mkdir(parents=True, exist_ok=True)
-    job = folder / f"{training.name}.json"
-    job.write_text(json.dumps({"training": asdict(training), "settings": asdict(settings)}))
-    command = [sys.executable, __file__, "--out", str(arguments.out), "--worker", str(job)]
-    with job.with_suffix(".log").open("w") as log:
-        code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=False).returncode
-    if code:
-        end = job.with_suffix(".log").read_text().splitlines()[-TAIL:]
-        print("\n".join([f"   failed, see {job.with_suffix('.log')}", *end]), flush=True)
-        return None
-    return json.loads(job.with_suffix(".result").read_text())
+        return list(range(torch.cuda.device_count()))
+
+    def _keep(self, training: Training, result: dict[str, Any]) -> None:
+        self.tables.add(training, result)
+        for row in result["rows"]:
+            name, error = ("val", row["val_mae"]) if training.sweep else ("test", row["test_mae"])
+            print(
+                f"   {training.name}: {row['target']} {name} MAE {error:.4g} {row['unit']}, "
+                f"{row['epochs']} epochs, {row['molecules_per_second']} molecules/s, "
+                f"{row['all_seconds']} s in all",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

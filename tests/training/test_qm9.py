@@ -1,13 +1,11 @@
-"""QM9 from the command line: data, trainings, errors, and the study at equal time."""
+"""QM9 from the command line: data, trainings and errors."""
 
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import math
 import re
-import sys
 from importlib import resources
 from pathlib import Path
 
@@ -15,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from omegaconf import OmegaConf
 
 from est_ocp.cli.config import resolve
 from est_ocp.cli.main import main as est_ocp
@@ -220,51 +217,10 @@ def test_a_budget_needs_the_schedule_of_time(tmp_path):
         WallClockBudget(job).on_train_start(None, unit)
     with pytest.raises(ConfigError, match="evaluations must be at least 1"):
         WallClockBudget(job, evaluations=0)
+    with pytest.raises(ConfigError, match="pause_after must be positive"):
+        WallClockBudget(job, pause_after=0)
     with pytest.raises(ConfigError, match="seconds > 0"):
         wall_clock_schedule(0, 0.1, 0.1, 0.01, 7, torch.optim.SGD([torch.zeros(1)], lr=1.0))
-
-
-@pytest.fixture(scope="module")
-def study(parts):
-    return parts("qm9")
-
-
-def test_the_study_runs_in_seconds_and_writes_its_page(study, tmp_path):
-    pytest.importorskip("matplotlib")
-    words = ["--smoke", "--in-process", "--out", str(tmp_path), "--models", "schnet"]
-    words += ["--seconds", "2", "--batch-size", "32", "--evaluations", "2"]
-    assert study.main(words) == 0
-    (row,) = csv.DictReader((tmp_path / "trainings.csv").open())
-    assert (row["model"], row["target"], row["unit"]) == ("schnet", "alpha", "bohr^3")
-    assert float(row["test_mae"]) > 0
-    assert int(row["steps"]) > 1
-    assert float(row["train_seconds"]) >= 2
-    curve = list(csv.DictReader((tmp_path / "curves.csv").open()))
-    # Evaluations after half of the time and at its end, however many epochs that is; a step may
-    # take more than half of it.
-    assert 1 <= len(curve) <= 2
-    assert float(curve[-1]["seconds"]) == pytest.approx(float(row["train_seconds"]), abs=0.06)
-    assert int(curve[-1]["step"]) == int(row["steps"])
-    assert float(curve[-1]["val_mae"]) == pytest.approx(float(row["val_mae"]), rel=1e-3)
-    page = (tmp_path / "README.md").read_text()
-    assert "| SchNet | 0.45M |" in page
-    assert (tmp_path / "curves.png").stat().st_size > 1000
-    (tmp_path / "README.md").unlink()
-    assert study.main(["--report", "--out", str(tmp_path)]) == 0
-    assert (tmp_path / "README.md").read_text() == page
-    assert "--smoke --in-process" in page
-    assert study.main(words) == 0
-    assert len(list(csv.DictReader((tmp_path / "trainings.csv").open()))) == 1
-
-
-def test_the_studys_verdict_says_where_est_loses(study):
-    report = sys.modules["qm9study.report"]
-    rows = [
-        {"target": "gap", "model": "gotennet", "test_mae": "50"},
-        {"target": "gap", "model": "est_gata", "test_mae": "60"},
-    ]
-    (line,) = report.verdicts(rows)
-    assert "20.0% higher (50 to 60 meV)" in line
 
 
 def test_the_page_names_commands_files_and_units_that_exist():
@@ -282,27 +238,3 @@ def test_the_page_names_commands_files_and_units_that_exist():
     for line in words:
         arguments = build_parser("data").parse_args(["data", "qm9", *line.split("#")[0].split()])
         assert arguments.what == "qm9"
-
-
-def test_hosts_and_their_est_variants_differ_in_the_update_alone(study):
-    training = sys.modules["qm9study.training"]
-    settings = training.Settings(out="runs", data="data")
-    for pair in training.PAIRS.items():
-        resolved = []
-        for name in pair:
-            words = training.overrides(training.Training(name, "U0", 3), settings)
-            config = resolve(FOLDER / f"{name}.yml", words)
-            runner = OmegaConf.to_container(config.runner, resolve=True)
-            backbone = runner["train_eval_unit"]["model"]["backbone"]
-            resolved.append((backbone.pop("model"), backbone.pop("update"), without_job(runner)))
-        (host, feed_forward, rest), (variant, update, same) = resolved
-        assert host != variant
-        assert feed_forward != update
-        assert rest == same
-
-
-def without_job(config):
-    """The same without the job's names and folders."""
-    if isinstance(config, dict):
-        return {key: without_job(value) for key, value in config.items() if key != "job_config"}
-    return [without_job(value) for value in config] if isinstance(config, list) else config

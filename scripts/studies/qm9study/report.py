@@ -1,22 +1,18 @@
-"""Columns, figure and page of the study."""
+"""Figure and page of the study."""
 
 from __future__ import annotations
 
+import statistics
 from pathlib import Path
-
-from csv_rows import read
 
 from est_ocp.errors import ConfigError
 from est_ocp.qm9_targets import TARGETS
-from qm9study.training import LABELS, PAIRS
+from qm9study.models import HOSTS, LABELS
+from qm9study.reading import extrapolations, verdicts
+from qm9study.tables import Row, Tables, main_seconds, mean, targets_of, values
 
-TRAININGS = (
-    "target", "model", "seed", "test_mae", "val_mae", "unit", "parameters", "batch_size", "steps",
-    "epochs", "train_seconds", "all_seconds", "molecules_per_second", "card", "torch",
-)  # fmt: skip
 #: Commands that trained, one a line.
 COMMANDS = "commands.txt"
-CURVE = ("target", "model", "seed", "seconds", "step", "val_mae")
 #: Test errors after the published schedules (300 to 1,000 epochs), in the tables' units: from the
 #: papers of Equiformer (arXiv 2206.11990) and of EST (arXiv 2505.23086, tables 3 and 11).
 PUBLISHED = {
@@ -35,89 +31,110 @@ PUBLISHED = {
 }  # fmt: skip
 
 
-def targets_of(rows: list[dict[str, str]]) -> list[str]:
-    """Targets with a finished training, in QM9's order."""
-    present = {row["target"] for row in rows}
-    return [target for target in TARGETS if target in present]
+def error_text(found: list[float]) -> str:
+    """A mean, with its standard deviation where there are several."""
+    text = f"{statistics.fmean(found):.4g}"
+    return text + (f" ± {statistics.stdev(found):.2g}" if len(found) > 1 else "")
 
 
-def mean(rows: list[dict[str, str]], target: str, model: str, column: str) -> float | None:
-    """Mean of a column over the seeds of one model and target."""
-    values = [
-        float(row[column]) for row in rows if (row["target"], row["model"]) == (target, model)
-    ]
-    return sum(values) / len(values) if values else None
-
-
-def table(rows: list[dict[str, str]], target: str) -> str:
-    """Markdown table of one target."""
+def table(rows: list[Row], target: str) -> str:
+    """Markdown table of one target, of trainings on it alone."""
     unit = TARGETS[target].table_unit
     lines = [
-        f"| model | parameters | epochs | molecules/s | val MAE ({unit}) | test MAE ({unit}) |",
-        "|---|---|---|---|---|---|",
+        f"| model | parameters | lr | epochs | molecules/s | GiB | val MAE ({unit}) | "
+        f"test MAE ({unit}) |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for model, label in LABELS.items():
-        if mean(rows, target, model, "test_mae") is None:
+        tests = values(rows, target, model, "test_mae")
+        if not tests:
             continue
-        figures = {
-            name: mean(rows, target, model, name) for name in TRAININGS[3:13] if name != "unit"
-        }
+        names = ("parameters", "lr", "epochs", "molecules_per_second", "peak_gib", "val_mae")
+        parameters, lr, epochs, rate, memory, val = (mean(rows, target, model, n) for n in names)
         lines.append(
-            f"| {label} | {figures['parameters'] / 1e6:.2f}M | {figures['epochs']:.1f} | "
-            f"{figures['molecules_per_second']:.0f} | {figures['val_mae']:.4g} | "
-            f"{figures['test_mae']:.4g} |"
+            f"| {label} | {parameters / 1e6:.2f}M | {lr:.2g} | {epochs:.1f} | {rate:.0f} | "
+            f"{memory:.1f} | {val:.4g} | {error_text(tests)} |"
         )
-    for label, values in PUBLISHED.items():
-        lines.append(f"| *published: {label}* | | | | | {values[target]:g} |")
+    for label, published in PUBLISHED.items():
+        lines.append(f"| *theirs: {label}* | | | | | | | {published[target]:g} |")
     return "\n".join(lines)
 
 
-def verdicts(rows: list[dict[str, str]]) -> list[str]:
-    """One line for each host, EST variant and target: which is better, and by how much."""
-    lines = []
-    for host, variant in PAIRS.items():
-        for target in targets_of(rows):
-            own, est = (mean(rows, target, model, "test_mae") for model in (host, variant))
-            if own is None or est is None:
-                continue
-            change = 100 * (est / own - 1)
-            word = "lower" if change < 0 else "higher"
-            lines.append(
-                f"- {target}: with EST's update in {LABELS[host]} the error is {abs(change):.1f}% "
-                f"{word} ({own:.4g} to {est:.4g} {TARGETS[target].table_unit})."
-            )
-    return lines
+def joint_table(rows: list[Row]) -> str:
+    """Markdown table of models that were trained on all targets at once."""
+    targets = targets_of(rows)
+    heads = [f"{target} ({TARGETS[target].table_unit})" for target in targets]
+    lines = [
+        f"| model | parameters | lr | epochs | molecules/s | {' | '.join(heads)} |",
+        "|---|---|---|---|---|" + "---|" * len(targets),
+    ]
+    for model, label in LABELS.items():
+        cells = [values(rows, target, model, "test_mae") for target in targets]
+        if not all(cells):
+            continue
+        names = ("parameters", "lr", "epochs", "molecules_per_second")
+        parameters, lr, epochs, rate = (mean(rows, targets[0], model, n) for n in names)
+        lines.append(
+            f"| {label} | {parameters / 1e6:.2f}M | {lr:.2g} | {epochs:.1f} | {rate:.0f} | "
+            f"{' | '.join(map(error_text, cells))} |"
+        )
+    for label, published in PUBLISHED.items():
+        cells = [f"{published[target]:g}" for target in targets]
+        lines.append(f"| *theirs, one model a target: {label}* | | | | | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
-def draw(curves: list[dict[str, str]], path: Path) -> None:
+def sweep_table(sweep: list[Row]) -> str:
+    """Markdown table of validation errors by learning rate."""
+    rates = sorted({float(row["lr"]) for row in sweep})
+    lines = [
+        f"| model | {' | '.join(f'{rate:g}' for rate in rates)} |",
+        "|---|" + "---|" * len(rates),
+    ]
+    for model, label in LABELS.items():
+        found = {float(r["lr"]): float(r["val_mae"]) for r in sweep if r["model"] == model}
+        if found:
+            best = min(found.values())
+            cells = [
+                "" if rate not in found
+                else f"**{found[rate]:.4g}**" if found[rate] == best
+                else f"{found[rate]:.4g}"
+                for rate in rates
+            ]  # fmt: skip
+            lines.append(f"| {label} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def draw(curves: list[Row], path: Path) -> None:
     """Plot validation errors against seconds of training, one panel a target."""
     from est_ocp.evaluation.figures import pyplot
 
     plt = pyplot()
-    targets = targets_of(curves)
-    columns = min(3, len(targets))
-    lines = -(-len(targets) // columns)
+    names = [t for t in (*TARGETS, "all") if t in {row["trained_on"] for row in curves}]
+    columns = min(3, len(names))
+    lines = -(-len(names) // columns)
     figure, axes = plt.subplots(lines, columns, figsize=(4.6 * columns, 3.6 * lines), squeeze=False)
-    for axis, target in zip(axes.flat, targets, strict=False):
+    for axis, target in zip(axes.flat, names, strict=False):
         for model, label in LABELS.items():
-            points = [row for row in curves if (row["target"], row["model"]) == (target, model)]
-            for seed in sorted({row["seed"] for row in points}):
-                of_seed = [row for row in points if row["seed"] == seed]
+            points = [r for r in curves if (r["trained_on"], r["model"]) == (target, model)]
+            for number, run in enumerate(sorted({(r["seconds"], r["seed"]) for r in points})):
+                of_run = [r for r in points if (r["seconds"], r["seed"]) == run]
                 axis.plot(
-                    [float(row["seconds"]) for row in of_seed],
-                    [float(row["val_mae"]) for row in of_seed],
+                    [float(row["trained"]) for row in of_run],
+                    [float(row["val_mae"]) for row in of_run],
                     marker=".",
                     color=f"C{list(LABELS).index(model)}",
-                    linestyle="--" if model in PAIRS else "-",
-                    label=label if seed == "0" else None,
+                    linestyle="-" if model in HOSTS else "--",
+                    label=None if number else label,
                 )
+        unit = "spreads, mean of all" if target == "all" else TARGETS[target].table_unit
         axis.set(
             title=target,
             xlabel="seconds of training",
-            ylabel=f"validation MAE ({TARGETS[target].table_unit})",
+            ylabel=f"validation MAE ({unit})",
             yscale="log",
         )
-    for axis in axes.flat[len(targets) :]:
+    for axis in axes.flat[len(names) :]:
         axis.set_visible(False)
     axes.flat[0].legend(fontsize=7)
     figure.tight_layout()
@@ -139,40 +156,104 @@ def write_page(folder: Path) -> Path:
 
     Without matplotlib the page comes without figure.
     """
-    rows, curves = read(folder / "trainings.csv"), read(folder / "curves.csv")
+    tables = Tables(folder)
+    rows, sweep = tables.trainings, tables.sweep
     try:
-        draw(curves, folder / "curves.png")
+        draw(tables.curves, folder / "curves.png")
     except ConfigError as error:
         print(error)
-    noted = folder / COMMANDS
-    commands = noted.read_text().splitlines() if noted.is_file() else []
-    cards = sorted({row["card"] for row in rows})
-    seconds = "/".join(map(str, sorted({round(float(row["train_seconds"])) for row in rows})))
-    epochs = [float(row["epochs"]) for row in rows]
-    lines = [
-        "# QM9: hosts, hosts with EST, and peers at equal time",
-        "",
-        f"Machine: {', '.join(cards)}. Each training took {seconds} s; "
-        "evaluations and the first ten steps, in which layers are compiled, do not count; the "
-        "learning rate followed the clock down to a hundredth. "
-        f"That is {min(epochs):.1f} to {max(epochs):.1f} passes over the training set, where "
-        "published results take 300 to 1,000: the errors here are those of the same minutes, not "
-        "what the models reach. All models share data, split, head, optimiser settings, batch "
-        "size and seed; hyper-parameters were not tuned for short trainings.",
-        "",
-        *[f"    {command}" for command in commands],
-        "",
-        "Errors are those of the averaged weights after the last step, means over seeds where "
-        "there are several. Raw figures: `trainings.csv`, `curves.csv`.",
-        "",
-    ]
+    seconds = main_seconds(rows)
+    compared = [row for row in rows if row["seconds"] == seconds]
+    alone = [row for row in compared if row["trained_on"] != "all"]
+    joint = [row for row in compared if row["trained_on"] == "all"]
+    lines = [*_introduction(folder, compared, seconds), *_method(compared, bool(sweep))]
     if (folder / "curves.png").is_file():
-        lines += ["![Validation error against time](curves.png)", ""]
-    found = verdicts(rows)
+        lines += [
+            "Solid: with EST's update; dashed: hosts and peers.", "",
+            "![Validation error against time](curves.png)", "",
+        ]  # fmt: skip
+    found = [*verdicts(alone), *verdicts(joint)]
     if found:
         lines += ["## EST's update against the host's own feed-forward", "", *found, ""]
-    for target in targets_of(rows):
-        lines += [f"## {target}", "", table(rows, target), ""]
+    for target in targets_of(alone):
+        lines += [f"## {target}", "", table(alone, target), ""]
+    if joint:
+        lines += ["## One model for all twelve targets", "", joint_table(joint), ""]
+    lines += _longer(rows, seconds)
+    if sweep:
+        lines += ["## Learning rates", "", *_sweep_words(sweep), sweep_table(sweep), ""]
     page = folder / "README.md"
     page.write_text("\n".join(lines))
     return page
+
+
+def _introduction(folder: Path, rows: list[Row], seconds: str) -> list[str]:
+    noted = folder / COMMANDS
+    commands = noted.read_text().splitlines() if noted.is_file() else []
+    cards = ", ".join(sorted({f"{r['card']} (PyTorch {r['torch']})" for r in rows}))
+    return [
+        "# QM9: hosts, hosts with EST, and peers at equal time",
+        "",
+        "Question: after the same minutes on the same GPU, is a model better with EST's update "
+        "block in place of its own feed-forward, and how do both stand among their peers?",
+        "",
+        f"Machine: {cards}. {float(seconds):g} s of training each.",
+        "",
+        *[f"    {command}" for command in commands],
+        "",
+    ]
+
+
+def _method(rows: list[Row], swept: bool) -> list[str]:
+    epochs = [float(row["epochs"]) for row in rows]
+    shared = sorted({int(row["per_gpu"]) for row in rows})
+    speeds = "; ".join(sorted({row["speed"] for row in rows}))
+    rates = (
+        "the peak learning rate is each model's best of a sweep (below)"
+        if swept
+        else "all take the same peak learning rate, which was not tuned"
+    )
+    card = (
+        "Each had its GPU for itself."
+        if shared == [1]
+        else f"{' or '.join(map(str, shared))} trainings at once shared a GPU, so that seconds and "
+        "molecules/s are those of a part of the card."
+    )
+    return [
+        "Method: all models share data, split, readouts, batch size, optimiser, schedule and "
+        f"seeds; {rates}. The learning rate follows the clock down to a hundredth. Evaluations and "
+        "the first steps, in which layers are compiled and CUDA graphs captured, do not count. "
+        f"{card} Arithmetic: {speeds}. Host and host + EST differ in the update block alone; "
+        "'wider feed-forward' is the host with as many parameters as with EST.",
+        "",
+        f"These are {min(epochs):.1f} to {max(epochs):.1f} passes over the training set, where the "
+        "published results (rows 'theirs', from the papers) take 300 to 1,000: the errors here are "
+        "those of the same minutes and not what the models reach.",
+        "",
+        "Errors are those of the averaged weights after the last step on all of the test set; ± is "
+        "the standard deviation over seeds. Raw figures: `trainings.csv`, `curves.csv`.",
+        "",
+    ]
+
+
+def _longer(rows: list[Row], seconds: str) -> list[str]:
+    found = []
+    for kind in (False, True):
+        found += extrapolations([r for r in rows if (r["trained_on"] == "all") == kind])
+    if not found:
+        return [
+            f"No training was longer than {float(seconds):g} s. Within one, the falling learning "
+            "rate shapes the curve; where a longer schedule would end cannot be read off it.",
+            "",
+        ]
+    return ["## Longer trainings", "", *found, ""]
+
+
+def _sweep_words(sweep: list[Row]) -> list[str]:
+    seconds = "/".join(sorted({f"{float(row['seconds']):g}" for row in sweep}))
+    targets = ", ".join(sorted({row["trained_on"] for row in sweep}))
+    return [
+        f"Validation MAE after {seconds} s on {targets}, by peak learning rate; the best one "
+        "(bold) is used above. Raw figures: `lr_sweep.csv`.",
+        "",
+    ]
