@@ -207,6 +207,17 @@ def test_references_leave_small_numbers_and_add_up_again(written):
     )
 
 
+@pytest.mark.parametrize("target", TARGETS)
+def test_every_target_loads_as_labels_less_references(written, target):
+    made = QM9Dataset({"src": str(written / "val"), "target": target, "cutoff": 5.0})
+    column = list(TARGETS).index(target)
+    batch = made.tensors.batch(torch.arange(len(made)), ["qm9"] * len(made))
+    whole = batch.target.double().numpy() + made.references
+    spread = made.molecules.targets[:, column].std()
+    np.testing.assert_allclose(whole, made.molecules.targets[:, column], atol=1e-5 * spread)
+    assert made.references.any() == TARGETS[target].has_references
+
+
 def test_a_second_call_writes_nothing_and_a_broken_file_is_made_again(written, tmp_path):
     first = write_qm9(tmp_path, "subset")
     file = tmp_path / "val" / "data.lmdb"

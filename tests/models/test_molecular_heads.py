@@ -11,7 +11,8 @@ from est_ocp.errors import ConfigError
 from est_ocp.models import ESCNMDBaseline, MolecularPropertyHead
 from est_ocp.models.molecular_heads import SpatialExtentReadout
 from est_ocp.qm9_targets import BOHR, TARGETS
-from tests.models.systems import collate, rotated, single_atom, water
+from tests.models.every_backbone import BACKBONES
+from tests.models.systems import collate, molecule, rotated, single_atom, water
 from tests.models.systems import rotation as random_rotation
 from tests.tolerances import TOL
 
@@ -168,3 +169,23 @@ def test_escn_md_on_our_graph_keeps_symmetry_and_takes_single_atoms():
     torch.testing.assert_close(vectors, turned[:, 1:4], atol=SINGLE, rtol=0)
     alone = model(collate([single_atom()]))["node_embedding"]
     torch.testing.assert_close(alone, plain[3:], atol=SINGLE, rtol=0)
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_a_molecule_without_a_cell_is_one_in_a_large_box(name):
+    backbone = BACKBONES[name]().to(DTYPE)
+    free = molecule("CH3CH2OH")
+    boxed = free.copy()
+    boxed.set_cell([30.0, 30.0, 30.0])
+    boxed.center()
+    boxed.set_pbc(True)
+    # Through the box's wall: wrapped atoms are still neighbours.
+    boxed.translate([15.0, 0.0, 0.0])
+    found = []
+    for atoms in (free, boxed):
+        data = collate([atoms])
+        emb = backbone(data)
+        made = MolecularPropertyHead(backbone, "alpha").to(DTYPE)
+        made.load_state_dict({n: torch.full_like(t, 0.1) for n, t in made.state_dict().items()})
+        found.append(made(data, emb)["target"].detach())
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=TOL[DTYPE])
