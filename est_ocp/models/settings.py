@@ -134,6 +134,7 @@ class UpdateSettings:
     num_heads: int = 1
     relative_orientation: bool = True
     inverse: str = "quadrature"
+    quadrature: bool = True
     num_spherical_experts: int = 2
     spherical_expert_channels: int = 512
     num_steerable_experts: int = 4

@@ -60,9 +60,10 @@ class ESTUpdateBlock(nn.Module):
         Keep only the K largest gate probabilities of a node; default all.
     gate : {"linear", "mlp"}
         Gate of the paper or of the authors' implementation.
-    norm : {"sphere", "point"}
+    norm : {"sphere", "point", "none"}
         Normalise features on the sphere by the standard deviation of each point, as in the paper,
-        or by that of the whole sphere, which is several times more equivariant.
+        or by that of the whole sphere, which is several times more equivariant, or not at all,
+        for ablations.
     scalar_path : bool
         Replace the spherical branch's scalars by ``silu(W LayerNorm(h_{l=0}))``, as in the
         authors' implementation.

@@ -44,7 +44,7 @@ class MixtureOfHybridExperts(nn.Module):
         Keep only the K largest gate probabilities of a node.
     gate : {"linear", "mlp"}
         :class:`ExpertGate` or the authors' :class:`ExpertGateMLP`.
-    norm : {"sphere", "point"}
+    norm : {"sphere", "point", "none"}
         Normalisation before the spherical experts, see
         :func:`est_ocp.nn.sphere_norm.spatial_norm`.
     spherical_bias : bool

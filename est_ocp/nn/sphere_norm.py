@@ -9,7 +9,7 @@ from est_ocp.errors import ConfigError
 from est_ocp.nn.recompute import recomputed
 from est_ocp.sphere import ConstantBuffers, SphereRule
 
-NORMS = ("point", "sphere")
+NORMS = ("point", "sphere", "none")
 
 
 class SphereNorm(ConstantBuffers):
@@ -69,13 +69,24 @@ class SphereNorm(ConstantBuffers):
         return f"channels={self.channels}, eps={self.eps}"
 
 
+class NoNorm(nn.Module):
+    """Features on the sphere as they are, for ablations of the norm."""
+
+    def reset_parameters(self) -> None:
+        """Do nothing: there are no parameters."""
+
+    def forward(self, f: torch.Tensor) -> torch.Tensor:
+        """Return ``f`` [N, S, C]."""
+        return f
+
+
 def spatial_norm(kind: str, channels: int, rule: SphereRule) -> nn.Module:
     """Normalisation of features [N, S, C] on the sphere.
 
     Parameters
     ----------
-    kind : {"point", "sphere"}
-        LayerNorm at every point, as in the paper, or :class:`SphereNorm`.
+    kind : {"point", "sphere", "none"}
+        LayerNorm at every point, as in the paper, :class:`SphereNorm`, or :class:`NoNorm`.
     channels : int
         Width C.
     rule : SphereRule
@@ -84,7 +95,7 @@ def spatial_norm(kind: str, channels: int, rule: SphereRule) -> nn.Module:
     Returns
     -------
     Module
-        With parameters ``weight`` and ``bias`` [C].
+        With parameters ``weight`` and ``bias`` [C]; "none" has no parameters.
 
     Raises
     ------
@@ -95,4 +106,6 @@ def spatial_norm(kind: str, channels: int, rule: SphereRule) -> nn.Module:
         return nn.LayerNorm(channels)
     if kind == "sphere":
         return SphereNorm(channels, rule)
+    if kind == "none":
+        return NoNorm()
     raise ConfigError(f"unknown norm '{kind}' on the sphere; choose one of {', '.join(NORMS)}")

@@ -49,7 +49,7 @@ class SphericalAttention(ConstantBuffers):
         Add the relative orientation embedding.
     quadrature : bool
         Add the logarithm of the weights. Off, every point counts the same, as in the paper.
-    norm : {"sphere", "point"}
+    norm : {"sphere", "point", "none"}
         Normalisation before q, k, v, see :func:`est_ocp.nn.sphere_norm.spatial_norm`.
     fused : bool
         Use PyTorch's fused kernels, or batched products where those run as TF32. The kernels have

@@ -6,6 +6,7 @@ from torch.utils.checkpoint import checkpoint
 
 from est_ocp.errors import ConfigError
 from est_ocp.nn.sphere_norm import SphereNorm, spatial_norm
+from est_ocp.nn.spherical_attention import SphericalAttention
 from est_ocp.sphere import SphericalTransform, make_rule
 from tests.nn._rotation import rotation_error
 from tests.tolerances import TOL
@@ -99,3 +100,15 @@ def test_recomputation_nests_and_compiles_to_one_graph():
 def test_unknown_kind_is_refused():
     with pytest.raises(ConfigError, match="unknown norm 'batch'"):
         spatial_norm("batch", 6, make_rule("lebedev", 26))
+
+
+def test_without_norm_attention_sees_the_features_as_they_are():
+    rule = make_rule("lebedev", 26)
+    torch.manual_seed(0)
+    without = SphericalAttention(6, rule, norm="none")
+    assert not list(without.norm.parameters())
+    with_norm = SphericalAttention(6, rule, norm="sphere")
+    with_norm.load_state_dict(without.state_dict(), strict=False)
+    f = torch.randn(3, 26, 6)
+    torch.testing.assert_close(without(with_norm.norm(f)), with_norm(f))
+    assert (without(f) - with_norm(f)).abs().max() > 1e-3

@@ -52,9 +52,9 @@ class PlainSoftmaxNetwork(ESTNetwork):
         return super()._message(lmax, out_channels, quadrature=False, **options)
 
     def _update(self) -> ESTUpdateBlock:
-        options = dict(vars(self.update_settings))
+        options = dict(vars(self.update_settings)) | {"quadrature": False}
         rule = options.pop("rule").build(self.lmax)
-        return ESTUpdateBlock(self.channels, self.lmax, rule, quadrature=False, **options)
+        return ESTUpdateBlock(self.channels, self.lmax, rule, **options)
 
 
 class DepthNetwork(nn.Module):
