@@ -1,0 +1,1 @@
+"""Parts of the studies that train many small variants of one model on QM9."""
