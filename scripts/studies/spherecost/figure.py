@@ -1,0 +1,123 @@
+"""Figure of the study: cost against S, L and operations; error against S and latency."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from buildingblocks.figure import plain_ticks
+from buildingblocks.statistics import by_variant, mean_and_error
+
+from spherecost.accuracy import SIZES, STEPS, TIME, of_budget
+from spherecost.subjects import SUBJECTS
+
+Rows = Sequence[Mapping[str, str]]
+
+
+def draw(costs: Rows, rows: Rows, path: Path) -> None:
+    """Draw what there is into a PNG file."""
+    from est_ocp.evaluation.figures import pyplot
+
+    plt = pyplot()
+    figure, axes = plt.subplots(2, 4, figsize=(15, 7), layout="constrained")
+    for line, sweep in zip(axes, ("S", "L"), strict=True):
+        for axis, key, label in zip(
+            line, ("train", "memory_gib"), ("ms, forward and backward", "GiB"), strict=False
+        ):
+            _cost(axis, costs, sweep, key)
+            axis.set(xlabel=sweep, ylabel=label, xscale="log", yscale="log")
+            ticks = sorted({int(row[sweep]) for row in costs if row["sweep"] == sweep})
+            axis.set_xticks(ticks, [str(tick) for tick in ticks], fontsize=7)
+            axis.minorticks_off()
+    axes[0][0].legend(fontsize=7)
+    _operations(axes[0][2], costs)
+    _errors(axes[1][2], rows, "test_mae", "test MAE of alpha, bohr$^3$")
+    _errors(axes[0][3], rows, "rotation_error", "change under rotation, bohr$^3$")
+    _pareto(axes[1][3], rows)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def _cost(axis: Any, costs: Rows, sweep: str, key: str) -> None:
+    """Time or memory of all subjects; dashed lines as CUDA graphs."""
+    for number, (name, subject) in enumerate(SUBJECTS.items()):
+        some = [row for row in costs if (row["subject"], row["sweep"]) == (name, sweep)]
+        styles = {"train_ms": "o-", "train_graph_ms": "s--"} if key == "train" else {key: "o-"}
+        for column, style in styles.items():
+            points = [(int(row[sweep]), float(row[column])) for row in some if row[column]]
+            if points:
+                label = subject.label + (", CUDA graph" if "graph" in column else "")
+                axis.plot(
+                    *zip(*points, strict=True), style, color=f"C{number}", label=label, markersize=3
+                )
+
+
+def _operations(axis: Any, costs: Rows) -> None:
+    """Time against counted operations, of all cases."""
+    for number, name in enumerate(SUBJECTS):
+        some = [row for row in costs if row["subject"] == name]
+        points = [
+            (float(row["train_gflop"]), float(row["train_graph_ms"] or row["train_ms"]))
+            for row in some
+            if row["train_ms"]
+        ]
+        if points:
+            axis.plot(*zip(*points, strict=True), "o", color=f"C{number}", markersize=3)
+    axis.set(
+        xlabel="counted GFLOP, forward and backward", ylabel="ms (CUDA graph where there is one)",
+        xscale="log", yscale="log",
+    )  # fmt: skip
+
+
+def _errors(axis: Any, rows: Rows, column: str, label: str) -> None:
+    """A figure of the trained models against S, in both budgets."""
+    for budget, style, name in ((STEPS, "o-", "equal steps"), (TIME, "s--", "equal time")):
+        found = by_variant(of_budget(rows, budget), column)
+        points = [
+            (s, *mean_and_error(found[f"S {s}"].values())) for s in SIZES if f"S {s}" in found
+        ]
+        if points:
+            x, y, error = zip(*points, strict=True)
+            bars = [0 if math.isnan(value) else value for value in error]
+            axis.errorbar(x, y, yerr=bars, fmt=style, capsize=2, markersize=4, label=name)
+    axis.set(xlabel="S", ylabel=label, xscale="log", yscale="log")
+    axis.set_xticks(SIZES, [str(s) for s in SIZES])
+    axis.minorticks_off()
+    if column == "test_mae":
+        plain_ticks(axis.yaxis)
+        axis.legend(fontsize=7)
+
+
+def _pareto(axis: Any, rows: Rows) -> None:
+    """Error at equal steps against the time of a prediction; the Pareto front as a line."""
+    some = of_budget(rows, STEPS)
+    errors, times = by_variant(some, "test_mae"), by_variant(some, "inference_ms")
+    points = sorted(
+        (mean_and_error(times[name].values())[0], *mean_and_error(errors[name].values()), name)
+        for name in errors
+    )
+    for x, y, error, name in points:
+        own = name == "host"
+        axis.errorbar(
+            x, y, yerr=0 if math.isnan(error) else error, fmt="D" if own else "o", capsize=2,
+            color="tab:red" if own else "tab:blue", markersize=4,
+        )  # fmt: skip
+        axis.annotate(
+            "own feed-forward" if own else name, (x, y), fontsize=7, xytext=(4, 3),
+            textcoords="offset points",
+        )  # fmt: skip
+    front, best = [], math.inf
+    for x, y, *_ in points:
+        if y < best:
+            front.append((x, y))
+            best = y
+    if front:
+        axis.plot(*zip(*front, strict=True), color="0.6", linewidth=1, zorder=0)
+    axis.set(
+        xlabel="ms a batch, inference", ylabel="test MAE, bohr$^3$, equal steps", xscale="log",
+        yscale="log",
+    )  # fmt: skip
+    plain_ticks(axis.xaxis)
+    plain_ticks(axis.yaxis)
