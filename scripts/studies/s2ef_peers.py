@@ -38,6 +38,8 @@ from s2efpeers.training import Settings, Training, fast_modes, run
 #: Seconds that a training needs besides its time, until one has told: start and evaluations, and
 #: compilation of layers.
 OVERHEAD, COMPILING = 45.0, 150.0
+#: Seconds in which a process imports everything, which a training does not count.
+STARTING = 15.0
 #: What --smoke sets: the smallest of each model.
 SMOKE = ["log_every=1", "cluster.num_workers=0"]
 SMOKE_MODELS = {
@@ -218,7 +220,8 @@ class Study:
         print(
             f"   {training.name}: {row['parameters']:,} parameters, {row['steps']} steps, "
             f"{row['steps_per_second']} a second, {row['all_seconds']} s in all, "
-            f"{row['peak_gib']} GiB, energy {1e3 * mean['energy_mae']:.1f} meV, forces {1e3 * mean['forces_mae']:.1f} meV/A",
+            f"{row['peak_gib']} GiB, energy {1e3 * mean['energy_mae']:.1f} meV, "
+            f"forces {1e3 * mean['forces_mae']:.1f} meV/A",
             flush=True,
         )
 
@@ -243,7 +246,7 @@ class Study:
             and row["fast"] == (" ".join(training.fast) or "none")
         ]
         if known:
-            return 5 + max(known)
+            return STARTING + max(known)
         return COMPILING if any("compile" in word for word in training.fast) else OVERHEAD
 
 
