@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Hashable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from typing import Any
 
 import torch
 
@@ -52,18 +53,33 @@ def refusing_to_wait() -> Iterator[None]:
 
 
 @contextmanager
-def same_random_numbers(device: torch.device) -> Iterator[None]:
-    """Leave the random generators as they were, also after a capture that failed.
+def capturing(device: torch.device, pool: Any) -> Iterator[None]:
+    """On a device, with its stream and random generator left as they were.
 
     Warm-ups then cost no random numbers, and a resumed training, which captures at other steps,
-    draws what it would have drawn.
+    draws what it would have drawn. A capture that fails leaves PyTorch on the stream of the
+    capture, its generator expecting further ones, its allocator filling the pool: all is undone.
+
+    Parameters
+    ----------
+    device : torch.device
+    pool : tuple
+        That captures use.
     """
-    with torch.random.fork_rng(devices=[device]):
+    with (
+        torch.cuda.device(device),
+        torch.random.fork_rng(devices=[device]),
+        torch.cuda.stream(torch.cuda.current_stream(device)),
+    ):
         try:
             yield
         except BaseException:
-            # A capture that ends early leaves the generator expecting further ones.
-            index = torch.cuda.current_device() if device.index is None else device.index
+            index = torch.cuda.current_device()
+            # Warm-ups on the other stream may still write to what is now let go of.
+            torch.cuda.synchronize()
+            # Refused where the capture got far enough to do so itself.
+            with suppress(RuntimeError):
+                torch._C._cuda_endAllocateToPool(index, pool)
             generator = torch.cuda.default_generators[index]
             generator.graphsafe_set_state(generator.clone_state())
             raise

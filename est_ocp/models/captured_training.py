@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from est_ocp.errors import ConfigError
-from est_ocp.models.capture_context import precision, same_random_numbers, uncached_autocast
+from est_ocp.models.capture_context import capturing, precision, uncached_autocast
 from est_ocp.models.captured_step import CapturedStep, Forward, Leaves, Pending
 from est_ocp.models.cuda_graph import Weights, check_mode, reason
 from est_ocp.models.graph import Graph
@@ -210,10 +210,10 @@ class CapturedSteps:
 
     def _record(self, step: CapturedStep, forward: Forward) -> None:
         device = step.rows.device
-        with torch.cuda.device(device), same_random_numbers(device):
-            if self._stream is None:
-                self._stream = torch.cuda.Stream()
-                self._pool = torch.cuda.graph_pool_handle()
+        if self._stream is None:
+            self._stream = torch.cuda.Stream(device)
+            self._pool = torch.cuda.graph_pool_handle()
+        with capturing(device, self._pool):
             step.record(forward, self._stream, self._pool)
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from est_ocp.errors import ConfigError
-from est_ocp.models.capture_context import precision, uncached_autocast
+from est_ocp.models.capture_context import capturing, precision, uncached_autocast
 from est_ocp.models.graph import Graph
 from est_ocp.models.padding import PaddedBatch, PaddedSize, Padding
 
@@ -238,8 +238,9 @@ class CapturedForwards:
     def _record(
         self, forward: Forward, padding: Padding, data: Any, graph: Graph
     ) -> CapturedForward:
-        with torch.cuda.device(data.pos.device):
-            if self._stream is None:
-                self._stream = torch.cuda.Stream()
-                self._pool = torch.cuda.graph_pool_handle()
+        device = data.pos.device
+        if self._stream is None:
+            self._stream = torch.cuda.Stream(device)
+            self._pool = torch.cuda.graph_pool_handle()
+        with capturing(device, self._pool):
             return CapturedForward(forward, padding, data, graph, self._stream, self._pool)

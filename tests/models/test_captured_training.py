@@ -13,14 +13,17 @@ from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 
 from est_ocp.errors import ConfigError
-from est_ocp.models import ESTHydraModel, captured_training
+from est_ocp.models import EnergyHead, ESTHydraModel, captured_training, layer_call
 from est_ocp.models.captured_training import MAX_EXCESS, MAX_STEPS, CapturedSteps
 from est_ocp.models.graph import EDGE_VEC
 from est_ocp.models.padding import PaddedSize
+from est_ocp.nn import ExpertGate
+from est_ocp.nn.drop import EquivariantDropout, GraphDropPath
 from est_ocp.training import ExpertUsageLog, metrics_file
 from est_ocp.training.step_watcher import StepWatcher
 from tests.models import systems
 from tests.models.captured_on_cpu import Failing, OnCpu
+from tests.models.every_backbone import BACKBONES
 from tests.models.no_host_sync import NoHostSync
 from tests.models.small import model
 
@@ -329,6 +332,52 @@ def test_use_of_experts_is_that_of_the_atoms_and_edges(tmp_path):
     assert rows[0].keys() == rows[1].keys()
     for name, usage in rows[0].items():
         assert usage == pytest.approx(rows[1][name], abs=2e-6)
+
+
+CAPTURABLE = sorted(name for name, make in BACKBONES.items() if make().capturable)
+
+
+@pytest.mark.parametrize("name", CAPTURABLE)
+def test_every_parameter_is_reached(name):
+    """Those of every backbone that can be captured are found where its modules look for them."""
+    head = EnergyHead(BACKBONES[name]())
+    found = []
+    for mode in ("training", "never"):
+        made = small_model(num_layers=1)
+        made.backbone = BACKBONES[name]()
+        made.output_heads = torch.nn.ModuleDict({"energy": copy.deepcopy(head)})
+        made.double().train()
+        for module in made.modules():
+            if isinstance(module, GraphDropPath):
+                module.drop_prob = 0.0
+            elif isinstance(module, torch.nn.Dropout | EquivariantDropout):
+                module.p = 0.0
+        made.captured_steps = OnCpu(made, mode)
+        made(batch("fewer"))["energy"]["energy"].square().sum().backward()
+        assert made.captured_steps.replays == (mode == "training")
+        found.append({n: p.grad for n, p in made.named_parameters() if p.grad is not None})
+    assert found[0].keys() == found[1].keys()
+    joined = [torch.cat([g.flatten() for g in gradients.values()]) for gradients in found]
+    assert_close(*joined)
+
+
+def test_compiled_gates_count_their_real_rows(tmp_path):
+    """The hook that counts is compiled with the layer, with filling or without."""
+    made = torch.nn.Module()
+    made.backbone = torch.nn.ModuleList(ExpertGate(4, 3) for _ in range(2)).train()
+    job = OmegaConf.create({"metadata": {"log_dir": str(tmp_path / "logs")}})
+    log = ExpertUsageLog(job, every=1)
+    log.on_train_start(None, SimpleNamespace(model=made))
+    torch._dynamo.reset()
+    compiled = torch.compile(layer_call._call, dynamic=True, fullgraph=True, backend="eager")
+    rows = torch.tensor([5, 0])
+    for gate in made.backbone:
+        with captured_training._real_rows(made, rows):
+            out = compiled(gate, torch.randn(9, 4))
+        assert torch.allclose(gate.usage_sums[:-1], out[:5].double().sum(0))
+        assert gate.usage_sums[-1] == 5
+        compiled(gate, torch.randn(9, 4))
+        assert gate.usage_sums[-1] == 14
 
 
 def test_which_steps_can_be_captured():
