@@ -43,7 +43,8 @@ def main(argv: list[str] | None = None) -> int:
         words = argv if argv is not None else sys.argv[1:]
         runner.note_origin(arguments, Path(__file__).name, words)
         chosen = [v for v in VARIANTS if not arguments.only or v.name in arguments.only]
-        wanted = [(v, seed, "steps", None) for v in chosen for seed in range(arguments.seeds)]
+        seeds = range(runner.seeds_of(arguments))
+        wanted = [(v, seed, "steps", None) for v in chosen for seed in seeds]
         failed = runner.train(wanted, arguments, protocol, deadline)
     if read(out / runner.CSV):
         print(f"page: {write_page(page, out)}")

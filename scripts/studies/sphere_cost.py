@@ -101,8 +101,12 @@ def measure_missing(arguments: argparse.Namespace, deadline: float) -> list[str]
 def train_missing(arguments: argparse.Namespace, deadline: float) -> list[str]:
     """Train at equal steps, then at equal time; return the names of what failed."""
     protocol = runner.protocol_of(arguments)
-    failed = runner.train(accuracy.at_equal_steps(arguments.seeds), arguments, protocol, deadline)
-    wanted = accuracy.at_equal_time(read(arguments.out / runner.CSV), arguments.seeds, protocol)
+    failed = runner.train(
+        accuracy.at_equal_steps(runner.seeds_of(arguments)), arguments, protocol, deadline
+    )
+    wanted = accuracy.at_equal_time(
+        read(arguments.out / runner.CSV), runner.seeds_of(arguments), protocol
+    )
     return failed + runner.train(wanted, arguments, protocol, deadline)
 
 

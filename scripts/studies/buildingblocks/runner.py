@@ -39,7 +39,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for everything")
     parser.add_argument("--data", type=Path, help="folder that `est-ocp data qm9` wrote")
     parser.add_argument("--page", type=Path, help="Markdown page (default: in --out)")
-    parser.add_argument("--seeds", type=int, default=3, help="trainings of each variant")
+    parser.add_argument("--seeds", type=int, help="of each variant (default: 3; smoke: 1)")
     parser.add_argument("--steps", type=int, default=Protocol.steps, help="of each training")
     parser.add_argument("--batch-size", type=int, default=Protocol.batch_size)
     parser.add_argument("--lr", type=float, default=Protocol.lr)
@@ -48,6 +48,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--report", action="store_true", help="only write the page")
     parser.add_argument("--smoke", action="store_true", help="seconds on the embedded molecules")
     parser.add_argument("--pack", type=Path, help="tar.gz of all results, made at the end")
+
+
+def seeds_of(arguments: argparse.Namespace) -> int:
+    """Trainings of each variant."""
+    return arguments.seeds or (1 if arguments.smoke else 3)
 
 
 def started() -> float:
