@@ -232,14 +232,19 @@ def test_replays_are_the_plain_results_on_a_gpu(precision):
     made.captured = CapturedForwards()
     autocast = torch.autocast("cuda", dtype=torch.bfloat16, enabled=precision == "bf16")
     batches = [[systems.slab(seed=seed)] for seed in range(3)] + [[systems.water()] * 2]
-    with torch.no_grad(), autocast:
+    with torch.no_grad():
         for turn in range(2 * TIMES):
             for batch in batches:
                 data = systems.collate(batch, torch.float32).to("cuda")
-                for found, expected in zip(outputs(made, data), plain(made, data), strict=True):
-                    scale = float(expected.abs().max())
-                    atol = (2e-2 if precision == "bf16" else 1e-4) * max(scale, 1e-3)
-                    torch.testing.assert_close(found, expected, rtol=0, atol=atol)
+                exact = plain(made, data)
+                with autocast:
+                    found, rounded = outputs(made, data), plain(made, data)
+                for ours, theirs, reference in zip(found, rounded, exact, strict=True):
+                    # Padding changes the products' sizes, and with them how they are rounded.
+                    error = float((theirs - reference).abs().max())
+                    scale = max(float(reference.abs().max()), 1e-3)
+                    atol = 3 * error + 1e-4 * scale
+                    torch.testing.assert_close(ours, reference, rtol=0, atol=atol)
             if turn == TIMES:
                 for parameter in made.parameters():
                     parameter.mul_(1.05)
