@@ -19,7 +19,7 @@ BASE = (
     "model.backbone.message.radial_channels=[32]",
     "model.backbone.message.nonlinear=false",
     "model.backbone.alpha_drop=0.0",
-    "+model.cuda_graphs=never",
+    "++model.cuda_graphs=never",
 )
 #: EST's update of the base model.
 UPDATE = (

@@ -121,7 +121,7 @@ def _qm9(case: Case, size: int, device: str, tiny: bool, fused: bool) -> Made:
         f"model.backbone.update.rule={rule}",
         f"model.backbone.message.rule={rule}",
         f"model.backbone.lmax={case.lmax}",
-        "+model.cuda_graphs=never",
+        "++model.cuda_graphs=never",
     ]
     if tiny:
         words += ["model.backbone.channels=8", "model.backbone.num_layers=1"]
@@ -140,7 +140,7 @@ def _s2ef(case: Case, size: int, device: str, tiny: bool, fused: bool) -> Made:
         f"model.backbone.lmax={case.lmax}",
         f"model.backbone.mmax={min(case.lmax, 2)}",
         f"++model.backbone.fused_kernels={str(fused).lower()}",
-        "+model.cuda_graphs=never",
+        "++model.cuda_graphs=never",
     ]
     model = build("est_s2ef_debug" if tiny else "est_s2ef_8layer", words, device)
     data = batches(size, 1, seed=1)[0].to(device)
