@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -16,8 +17,13 @@ ATOM_STEP = 8
 #: Fewest edges of a padded batch, and the smallest step between two sizes.
 EDGE_STEP = 64
 
-#: Most edges that one atom of the filling gets.
+#: Edges of one atom of the filling in a size of the batch's own; several times as many in a larger.
 EDGES_PER_ATOM = 64
+
+#: Length of the filling's edges, Angstrom: beyond any cutoff, so that messages over them fade.
+#: Within the cutoff the features of these atoms, whose many edges all point the same way, could
+#: grow beyond all numbers; times gradients of zero they would make those of the weights NaN.
+FILLING_DISTANCE = 100.0
 
 #: Smallest steps of atoms and structures between two of the coarse sizes of training batches.
 COARSE_ATOM_STEP, COARSE_GRAPH_STEP = 32, 4
@@ -151,7 +157,7 @@ class Padding:
         hub = torch.arange(size.edges, **integers) // EDGES_PER_ATOM % size.hubs
         first = size.atoms - size.hubs
         self.edge_index = torch.stack((first + (hub + 1) % size.hubs, first + hub))
-        self.vec = like.new_ones(size.edges, 3)
+        self.vec = like.new_full((size.edges, 3), FILLING_DISTANCE / math.sqrt(3.0))
 
     def __call__(self, data: Any, graph: Graph, out: PaddedBatch | None = None) -> PaddedBatch:
         """Return the padded batch.

@@ -171,3 +171,23 @@ def test_a_padded_batch_is_overwritten_by_the_next():
         for name, tensor in padding(data, graphs(data)):
             assert torch.equal(batch[name], tensor), name
     assert addresses == [tensor.data_ptr() for tensor in batch.values()]
+
+
+@pytest.mark.parametrize("name", CAPTURABLE)
+def test_the_fillings_features_do_not_grow_with_its_edges(name):
+    """As many edges at few atoms, all of one direction, as a size kept for smaller batches has."""
+    backbone = BACKBONES[name]()
+    data = systems.collate([systems.slab(), systems.water()], torch.float32)
+    backbone = backbone.to(torch.float32)
+    graph = backbone.radius_graph(data)
+    atoms = len(data.pos)
+
+    def largest(extra_edges: int) -> float:
+        size = PaddedSize(atoms + 4, graph.vec.shape[0] + extra_edges, 3, 2)
+        batch = Padding(size, data.pos)(data, graph)
+        backbone.check_elements = lambda numbers: None
+        features = backbone(batch)["node_embedding"][atoms:]
+        return float(features.detach().abs().max())
+
+    few, many = largest(64), largest(6400)
+    assert many < 3.0 * max(few, 1.0)
