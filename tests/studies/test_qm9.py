@@ -89,6 +89,10 @@ def test_it_runs_in_seconds_and_writes_its_page(study, tmp_path):
     packed = tmp_path / "packed.tar.gz"
     assert study.main(["--report", "--out", str(tmp_path), "--pack", str(packed)]) == 0
     assert (tmp_path / "README.md").read_text() == page
+    (tmp_path / "README.md").write_text(f"{page}\n## Remarks\n\nBy hand.\n")
+    for _ in range(2):
+        assert study.main(["--report", "--out", str(tmp_path)]) == 0
+        assert (tmp_path / "README.md").read_text() == f"{page}\n## Remarks\n\nBy hand.\n"
     assert "--smoke --in-process" in page
     with tarfile.open(packed) as archive:
         names = set(archive.getnames())

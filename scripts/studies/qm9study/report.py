@@ -13,6 +13,8 @@ from qm9study.tables import Row, Tables, main_seconds, mean, targets_of, values
 
 #: Commands that trained, one a line.
 COMMANDS = "commands.txt"
+#: Heading from which on a page is kept as it is.
+REMARKS = "\n## Remarks\n"
 #: Test errors after the published schedules (300 to 1,000 epochs), in the tables' units: from the
 #: papers of Equiformer (arXiv 2206.11990) and of EST (arXiv 2505.23086, tables 3 and 11).
 PUBLISHED = {
@@ -183,8 +185,16 @@ def write_page(folder: Path) -> Path:
     if sweep:
         lines += ["## Learning rates", "", *_sweep_words(sweep), sweep_table(sweep), ""]
     page = folder / "README.md"
-    page.write_text("\n".join(lines))
+    page.write_text("\n".join([*lines, *_remarks(page)]))
     return page
+
+
+def _remarks(page: Path) -> list[str]:
+    """What was written by hand at the end of the last page."""
+    if not page.is_file():
+        return []
+    _, heading, text = page.read_text().partition(REMARKS)
+    return [heading.strip(), *text.splitlines(), ""] if heading else []
 
 
 def _introduction(folder: Path, rows: list[Row], seconds: str) -> list[str]:
