@@ -83,6 +83,8 @@ class EquiformerBackbone(LayeredBackbone):
         :class:`est_ocp.models.layer_call.LayerCall`.
     memory_budget : float
         Share of the activations that compiled layers keep for the backward pass.
+    fused_kernels : bool
+        Triton kernels on GPUs, in half precision or where TF32 is allowed.
     otf_graph : bool
         Build graphs on the fly (True), or use the data's ``edge_index``.
     """
@@ -114,6 +116,7 @@ class EquiformerBackbone(LayeredBackbone):
         activation_checkpointing: bool = False,
         compile_layers: str = "never",
         memory_budget: float = 1.0,
+        fused_kernels: bool = True,
         otf_graph: bool = True,
         **unknown: Any,
     ) -> None:
@@ -136,6 +139,7 @@ class EquiformerBackbone(LayeredBackbone):
         self.channels, self.lmax_out = feature_channels, lmax_out
         self.lmax_sh = lmax_sh
         self.alpha_drop = alpha_drop
+        self.fused_kernels = fused_kernels
         self.max_num_elements = max_num_elements
         self.regress_config = GradRegressConfig(direct_forces=True, forces=False)
         if graph is None or isinstance(graph, Mapping):
@@ -159,7 +163,7 @@ class EquiformerBackbone(LayeredBackbone):
         # Padded batches carry no tags.
         self.capturable = not use_tags
         self.edge_degree_embedding = IrrepsEdgeDegree(
-            self.layout, lmax_sh, self.radial_channels, avg_degree
+            self.layout, lmax_sh, self.radial_channels, avg_degree, fused_kernels
         )
         outputs = [self.layout] * (num_layers - 1) + [self.layout_out]
         self.blocks = nn.ModuleList(
@@ -187,6 +191,7 @@ class EquiformerBackbone(LayeredBackbone):
             nonlinear=s.nonlinear,
             rescale_degree=s.rescale_degree,
             alpha_drop=self.alpha_drop,
+            fused=self.fused_kernels,
         )
 
     def make_vector_attention(self) -> VectorAttention:
@@ -305,7 +310,9 @@ class EquiformerEST(EquiformerBackbone):
         options = dict(vars(settings))
         rule = options.pop("rule").build(self.layout.degrees[-1])
         channels = options.pop("hidden_channels") or self.layout.width(0)
-        return IrrepsESTUpdate(self.layout, irreps_out, channels, rule, **options)
+        return IrrepsESTUpdate(
+            self.layout, irreps_out, channels, rule, fused_kernels=self.fused_kernels, **options
+        )
 
 
 @registry.register_model("equiformer")

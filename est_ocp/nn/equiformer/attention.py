@@ -45,6 +45,8 @@ class EquiformerAttention(nn.Module):
         Multiply the sum over neighbours by their number.
     alpha_drop : float
         Dropout of attention weights.
+    fused : bool
+        As of :class:`est_ocp.nn.equiformer.DepthwiseTensorProduct`.
 
     Raises
     ------
@@ -64,6 +66,7 @@ class EquiformerAttention(nn.Module):
         nonlinear: bool = True,
         rescale_degree: bool = False,
         alpha_drop: float = 0.0,
+        fused: bool = True,
     ) -> None:
         super().__init__()
         if not irreps_head.width(0) or num_heads < 1:
@@ -82,11 +85,23 @@ class EquiformerAttention(nn.Module):
         self.message: NonlinearMessage | LinearMessage
         if nonlinear:
             self.message = NonlinearMessage(
-                merged, irreps_hidden, value, num_heads * alpha_channels, lmax_sh, radial_channels
+                merged,
+                irreps_hidden,
+                value,
+                num_heads * alpha_channels,
+                lmax_sh,
+                radial_channels,
+                fused,
             )
         else:
             self.message = LinearMessage(
-                merged, value, num_heads * alpha_channels, lmax_sh, radial_channels, num_heads
+                merged,
+                value,
+                num_heads * alpha_channels,
+                lmax_sh,
+                radial_channels,
+                num_heads,
+                fused,
             )
         # Glorot's bound for a matrix of these two axes.
         bound = math.sqrt(6.0 / (num_heads + alpha_channels))

@@ -31,17 +31,24 @@ class IrrepsEdgeDegree(nn.Module):
         Widths of the radial network, without its output.
     avg_degree : float
         Average number of neighbours; the sum is divided by its root.
+    fused : bool
+        As of :class:`DepthwiseTensorProduct`.
     """
 
     def __init__(
-        self, irreps: IrrepsLayout, lmax_sh: int, radial_channels: list[int], avg_degree: float
+        self,
+        irreps: IrrepsLayout,
+        lmax_sh: int,
+        radial_channels: list[int],
+        avg_degree: float,
+        fused: bool = True,
     ) -> None:
         super().__init__()
         self.irreps = irreps
         self.factor = 1.0 / math.sqrt(avg_degree)
         self.scalars = nn.Parameter(torch.randn(irreps.width(0)))
         self.product = DepthwiseTensorProduct(
-            irreps.keep([0]), lmax_sh, [d for d in irreps.degrees if d <= lmax_sh]
+            irreps.keep([0]), lmax_sh, [d for d in irreps.degrees if d <= lmax_sh], fused=fused
         )
         self.radial = RadialProfile([*radial_channels, self.product.num_weights])
         self.projection = IrrepsLinear(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -65,12 +66,28 @@ class IrrepsLinear(nn.Module):
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
-    def forward(self, blocks: Blocks) -> Blocks:
-        """Map blocks [N, 2l+1, width in] to blocks [N, 2l+1, width out]."""
+    def forward(self, blocks: Blocks, scales: Sequence[torch.Tensor] | None = None) -> Blocks:
+        """Map blocks.
+
+        Parameters
+        ----------
+        blocks : list of Tensor [N, 2l+1, width in]
+            Of ``irreps_in``.
+        scales : sequence of Tensor [width in], optional
+            Factors of the input's channels, one tensor a degree of ``irreps_in``. They multiply
+            the matrices, which are smaller than the features.
+
+        Returns
+        -------
+        list of Tensor [N, 2l+1, width out]
+        """
+        weights = list(self.weights)
+        if scales is not None:
+            weights = [w * scales[i] for w, i in zip(weights, self.positions, strict=True)]
         degrees = self.irreps_out.degrees
         return [
             nn.functional.linear(blocks[position], weight, self.bias if degree == 0 else None)
-            for degree, position, weight in zip(degrees, self.positions, self.weights, strict=True)
+            for degree, position, weight in zip(degrees, self.positions, weights, strict=True)
         ]
 
     def extra_repr(self) -> str:

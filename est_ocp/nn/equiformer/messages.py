@@ -32,6 +32,8 @@ class NonlinearMessage(nn.Module):
         Degree of the edge harmonics.
     radial_channels : list of int
         Widths of the radial network, without its output.
+    fused : bool
+        As of :class:`DepthwiseTensorProduct`.
     """
 
     def __init__(
@@ -42,15 +44,20 @@ class NonlinearMessage(nn.Module):
         alpha_channels: int,
         lmax_sh: int,
         radial_channels: list[int],
+        fused: bool = True,
     ) -> None:
         super().__init__()
-        self.product = DepthwiseTensorProduct(irreps_in, lmax_sh, irreps_hidden.degrees)
+        self.product = DepthwiseTensorProduct(
+            irreps_in, lmax_sh, irreps_hidden.degrees, fused=fused
+        )
         self.radial = RadialProfile([*radial_channels, self.product.num_weights])
         self.gate = IrrepsGate(irreps_hidden)
         self.linear = IrrepsLinear(self.product.irreps_out, self.gate.irreps_in)
         alpha = IrrepsLayout.uniform(alpha_channels, 0)
         self.alpha_linear = IrrepsLinear(self.product.irreps_out, alpha)
-        self.value_product = DepthwiseTensorProduct(irreps_hidden, lmax_sh, irreps_value.degrees)
+        self.value_product = DepthwiseTensorProduct(
+            irreps_hidden, lmax_sh, irreps_value.degrees, fused=fused
+        )
         self.value_weight = nn.Parameter(torch.randn(self.value_product.num_weights))
         self.value_linear = IrrepsLinear(self.value_product.irreps_out, irreps_value)
 
@@ -61,8 +68,9 @@ class NonlinearMessage(nn.Module):
         message = self.product(blocks, edge_sh, self.radial(edge_scalars))
         alpha = self.alpha_linear(message)[0].squeeze(1)
         hidden = self.gate(self.linear(message))
-        value = self.value_product(hidden, edge_sh, self.value_weight.unsqueeze(0))
-        return alpha, self.value_linear(value)
+        value = self.value_product(hidden, edge_sh)
+        # Weights that all edges share multiply the next matrices, not the features.
+        return alpha, self.value_linear(value, self.value_product.by_degree(self.value_weight))
 
 
 class LinearMessage(nn.Module):
@@ -70,7 +78,7 @@ class LinearMessage(nn.Module):
 
     Parameters
     ----------
-    irreps_in, irreps_value, alpha_channels, lmax_sh, radial_channels
+    irreps_in, irreps_value, alpha_channels, lmax_sh, radial_channels, fused
         As of :class:`NonlinearMessage`.
     num_heads : int
         Heads among whom the scalars of the linear map are dealt out, each its logit channels
@@ -85,6 +93,7 @@ class LinearMessage(nn.Module):
         lmax_sh: int,
         radial_channels: list[int],
         num_heads: int,
+        fused: bool = True,
     ) -> None:
         super().__init__()
         self.num_heads = num_heads
@@ -93,7 +102,7 @@ class LinearMessage(nn.Module):
         degrees = sorted({0, *irreps_value.degrees})
         widths = [irreps_value.width(d) for d in degrees]
         widths[0] += alpha_channels
-        self.product = DepthwiseTensorProduct(irreps_in, lmax_sh, degrees)
+        self.product = DepthwiseTensorProduct(irreps_in, lmax_sh, degrees, fused=fused)
         self.radial = RadialProfile([*radial_channels, self.product.num_weights])
         self.linear = IrrepsLinear(self.product.irreps_out, IrrepsLayout.of(degrees, widths))
 
