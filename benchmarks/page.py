@@ -95,13 +95,15 @@ def goals_text(rows: Rows, out: Path) -> str:
     note = f" Settings of the EST model other than its config's: `{'; '.join(settings)}`."
     return f"""{goals_table(rows)}
 
-Rows are `model.mode.precision.structures`. *est*: the 45M EST model (`est_s2ef_8layer`), *eqv2*:
-this package's EquiformerV2-31M, *stock*: fairchem-core 1.10.0's EquiformerV2-31M as its users run
-it, in a process of its own on the same batches. Random weights; random slabs of OC20's sizes, on
-the device beforehand; a step includes the search for neighbours, a training step also the loss and
-AdamW (in one kernel, as in the configs; stock's as in its trainer). Graphs: training steps replayed
-as CUDA graphs. Spread: distance of the quartiles of the steps' rates over their median. Peak: all
-that PyTorch and its CUDA graphs hold in the timed steps.
+Rows are `model.mode.precision.structures`; of rows with one name goals take the last. *est*: the
+45M EST model (`est_s2ef_8layer`), *eqv2*: this package's EquiformerV2-31M, *stock*: fairchem-core
+1.10.0's EquiformerV2-31M as its users run it, in a process of its own on the same batches. Random
+weights; random slabs of OC20's sizes, on the device beforehand; a step includes the search for
+neighbours, a training step also the loss and AdamW (in one kernel, as in the configs; stock's as in
+its trainer). Graphs: training steps, or the block, replayed as CUDA graphs; predictions for one
+system always are. Spread: distance of the quartiles of the steps' rates over their median. Peak:
+all that PyTorch and its CUDA graphs hold in the timed steps.
+
 Loading is a section of its own.{note if settings else ""}
 
 {figures_table(rows)}
@@ -216,11 +218,18 @@ def ddp_text(rows: Rows, out: Path) -> str:
     lines = []
     for row in rows:
         rate, gpus = float(row["atoms_s"]), int(row["gpus"])
-        share = f"{100 * rate / (gpus * alone):.0f}" if alone else "-"
-        lines.append([str(gpus), row["precision"], row["batch"], f"{float(row['ms']):.1f}",
-                      f"{rate:,.0f}", share])  # fmt: skip
-    header = ["GPUs", "precision", "structures a GPU", "ms", "atoms/s", "% of ideal"]
-    return markdown(header, lines)
+        gain = rate / alone if alone else None
+        gains = [shown(gain, ".2f"), shown(100 * gain / gpus if alone else None, ".0f")]
+        how = ["yes" if row.get(key) == "True" else "no" for key in ("compiled", "graphs")]
+        figures = [shown(number(row, key), ".1f") for key in ("ms", "spread_percent", "peak_gib")]
+        lines.append([str(gpus), row["precision"], row["batch"], *how, *figures, f"{rate:,.0f}",
+                      *gains])  # fmt: skip
+    header = ["GPUs", "precision", "structures a GPU", "compiled", "graphs", "ms", "spread, %"]
+    header += ["peak of one, GiB", "atoms/s", "times one GPU", "% of ideal"]
+    return (
+        "Training through DistributedDataParallel, every GPU with batches of its own; rates are of "
+        "all together.\n\n" + markdown(header, lines)
+    )
 
 
 SECTIONS = (

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from measuring.machine import slug
-from measuring.records import by_name, number
+from measuring.records import by_setting, number
 
 #: Share of throughput that may be lost, and of memory that may be added, unnoticed.
 TOLERANCE = 0.05
@@ -53,11 +53,11 @@ def changes(
     list of Change
         In the order of ``rows``.
     """
-    stored = by_name(reference)
+    stored = by_setting(reference)
     out = []
-    for name, row in by_name(rows).items():
-        old = stored.get(name)
-        if old is None or old.get("error") or _how(old) != _how(row):
+    for setting, row in by_setting(rows).items():
+        old, name = stored.get(setting), row["name"]
+        if old is None or old.get("error"):
             continue
         ours = row["model"] not in NOT_OURS
         if row.get("error"):
@@ -71,11 +71,6 @@ def changes(
             loss = 1.0 - ratio if column == "atoms_s" else ratio - 1.0
             out.append(Change(name, column, ratio, ours and loss > TOLERANCE))
     return out
-
-
-def _how(row: Mapping[str, Any]) -> tuple[str, str]:
-    """How a row was run; older files have no column for graphs."""
-    return str(row["compiled"]), str(row.get("graphs") or False)
 
 
 def lines(found: Iterable[Change]) -> list[str]:

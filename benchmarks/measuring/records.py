@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+_Key = TypeVar("_Key", bound=Hashable)
 
 #: Columns of the table of goals.
 COLUMNS = (
@@ -63,10 +65,25 @@ def write(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]])
 
 def by_name(rows: Iterable[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
     """Rows by their names; of several the last one without an error, or else the last."""
-    out: dict[str, Mapping[str, Any]] = {}
+    return _last(rows, lambda row: row["name"])
+
+
+def by_setting(rows: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str, str], Mapping[str, Any]]:
+    """The same by name, compiled or not, and captured or not; older files lack the last."""
+
+    def setting(row: Mapping[str, Any]) -> tuple[str, str, str]:
+        return row["name"], str(row.get("compiled")), str(row.get("graphs") or False)
+
+    return _last(rows, setting)
+
+
+def _last(
+    rows: Iterable[Mapping[str, Any]], key: Callable[[Mapping[str, Any]], _Key]
+) -> dict[_Key, Mapping[str, Any]]:
+    out: dict[_Key, Mapping[str, Any]] = {}
     for row in rows:
-        if not row.get("error") or row["name"] not in out or out[row["name"]].get("error"):
-            out[row["name"]] = row
+        if not row.get("error") or key(row) not in out or out[key(row)].get("error"):
+            out[key(row)] = row
     return out
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from measuring.goals import goals
-from measuring.records import by_name, number
+from measuring.records import by_name, by_setting, number
 
 
 def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -21,23 +21,26 @@ def shown(value: float | None, form: str) -> str:
 
 
 def figures_table(rows: Iterable[Mapping[str, Any]]) -> str:
-    """All rows with times."""
+    """All rows with times, and their commits where there are several."""
+    shown_rows = by_setting(rows)
+    several = len({row.get("commit") for row in shown_rows.values()}) > 1
     lines = []
-    for name, row in by_name(rows).items():
+    for (name, *_), row in shown_rows.items():
         if row["mode"] == "roof":
             continue
         columns = (
             ("atoms", ",.0f"), ("ms", ".2f"), ("spread_percent", ".1f"), ("atoms_s", ",.0f"),
             ("peak_gib", ".1f"), ("times_stock", ".2f"),
         )  # fmt: skip
-        how = ["yes" if str(row.get(name)) == "True" else "no" for name in ("compiled", "graphs")]
+        how = ["yes" if str(row.get(key)) == "True" else "no" for key in ("compiled", "graphs")]
         if row.get("error"):
             figures = [row["error"], *["-"] * (len(columns) - 1)]
         else:
             figures = [shown(number(row, column), form) for column, form in columns]
-        lines.append([f"`{name}`", *how, *figures])
+        commit = [row.get("commit") or "-"] * several
+        lines.append([f"`{name}`", *how, *figures, *commit])
     header = ["row", "compiled", "graphs", "atoms", "median, ms", "spread, %", "atoms/s"]
-    return markdown([*header, "peak, GiB", "times stock"], lines)
+    return markdown([*header, "peak, GiB", "times stock", *["commit"] * several], lines)
 
 
 def block_table(rows: Iterable[Mapping[str, Any]]) -> str:

@@ -119,6 +119,23 @@ def test_failures_and_memory_are_flagged_but_not_the_peer(bench):
         assert compare.changes([old[0] | {how: "True"}], old) == []
 
 
+def test_captured_and_plain_rows_of_one_name_stay_apart(bench):
+    compare, figures_table = bench("measuring.compare"), bench("measuring.tables").figures_table
+    common = {"name": "est.train.bf16.2", "model": "est", "mode": "train", "compiled": "True"}
+    plain = common | {"atoms_s": "100", "graphs": "False", "commit": "abc"}
+    captured = common | {"atoms_s": "200", "graphs": "True", "commit": "def"}
+    table = figures_table([plain, captured])
+    assert "| `est.train.bf16.2` | yes | no | - | - | - | 100 | - | - | abc |" in table
+    assert "| `est.train.bf16.2` | yes | yes | - | - | - | 200 | - | - | def |" in table
+    assert "commit" not in figures_table([plain])
+    slow = [plain | {"atoms_s": "90"}, captured | {"atoms_s": "160"}]
+    ratios = [change.ratio for change in compare.changes(slow, [plain, captured])]
+    assert ratios == pytest.approx([0.9, 0.8])
+    # A file from before there were graphs.
+    older = [{key: value for key, value in plain.items() if key != "graphs"}]
+    assert [change.ratio for change in compare.changes(slow, older)] == pytest.approx([0.9])
+
+
 def test_check_and_store_through_the_command(bench, tmp_path, capsys):
     run, records = bench("run"), bench("measuring.records")
     options = ["--quick", "--in-process", "--device", "cpu", "--steps", "1", "--check"]
