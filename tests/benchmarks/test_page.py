@@ -43,6 +43,22 @@ def test_stored_figures_are_those_of_the_page(bench):
     assert {change.ratio for change in compare.changes(rows, stored)} == {1.0}
 
 
+def test_trainings_are_held_to_the_stock_model_of_their_own_run(bench):
+    rows = bench("measuring.records").read(ROOT / "docs" / "results" / "speed.csv")
+    newest = bench("measuring.records").by_name(rows)
+    trained = {name: row["commit"] for name, row in newest.items() if row["mode"] == "train"}
+    assert {name.split(".")[0] for name in trained} == {"est", "stock"}
+    assert len(set(trained.values())) == 1
+
+
+def test_rates_of_several_gpus_beside_one(bench):
+    rows = bench("measuring.records").read(ROOT / "docs" / "results" / "speed_ddp.csv")
+    text = bench("page").ddp_text(rows, ROOT)
+    row = "| 2 | bf16 | 32 | no | yes | 238.9 | 4.4 | 22.3 | 21,219 | 1.90 | 95 |"
+    assert row in text
+    assert row.replace("1.90 | 95", "- | -") in bench("page").ddp_text(rows[1:], ROOT)
+
+
 def test_remarks_are_beside_their_file(bench, tmp_path):
     page, write = bench("page"), bench("measuring.records").write
     write(tmp_path / "one.csv", ["x"], [{"x": "1"}])
