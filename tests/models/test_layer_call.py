@@ -62,13 +62,15 @@ def gradients(made: torch.nn.Module, data, parts: tuple[str, str]) -> list[torch
             partial(small_equiformer.model, vectors=True, baseline=True),
             ("energy", "position_delta"),
         ),
-        (
+        pytest.param(
             partial(small.model, alpha_drop=0.0, drop_path=0.0, graph={"envelope": True}),
             ("energy", "forces"),
+            marks=pytest.mark.slow,
         ),
-        (
+        pytest.param(
             partial(small_equiformer.model, vectors=True, graph={"envelope": True}),
             ("energy", "position_delta"),
+            marks=pytest.mark.slow,
         ),
     ],
     ids=["v2-est", "est", "feed-forward", "v2-est-envelope", "est-envelope"],

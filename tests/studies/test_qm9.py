@@ -103,6 +103,7 @@ def test_it_runs_in_seconds_and_writes_its_page(study, tmp_path):
     assert len(rows_of(tmp_path / "trainings.csv")) == 1
 
 
+@pytest.mark.slow
 def test_a_training_goes_on_in_a_later_call_elsewhere(study, tmp_path):
     first, second, paused = tmp_path / "first", tmp_path / "second", tmp_path / "paused.tar.gz"
     words = ("--seconds", "4", "--pause-after", "2.5")

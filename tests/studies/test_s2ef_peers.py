@@ -62,9 +62,10 @@ def test_models_are_of_one_size(study, training, tmp_path):
         assert abs(size / sizes["eqv2"] - 1) < SIZES, model
 
 
-def test_the_variants_are_settings_of_the_model(parts, training, tmp_path):
+@pytest.mark.parametrize("step", [5, pytest.param(1, marks=pytest.mark.slow)])
+def test_the_variants_are_settings_of_the_model(parts, training, tmp_path, step):
     models = parts("s2efpeers.models")
-    for name in models.VARIANTS:
+    for name in list(models.VARIANTS)[::step]:
         job = training.Training("variant", name, 1e-3, 0)
         config = training.entry_config(job, training.Settings(str(tmp_path)))
         words = [*models.model_overrides(name), "data=demo_s2ef", "steps=1", "epochs=null"]
@@ -209,11 +210,11 @@ def test_fast_paths_that_fail_are_left_out(parts, study, plans, training, tmp_pa
 
 def test_the_command_from_frames_to_page(study, report, tmp_path):
     out, pack = tmp_path / "out", tmp_path / "pack.tar.gz"
-    arguments = ["--smoke", "--out", str(out), "--models", "eqv2_est", "esen", "--pack", str(pack)]
+    arguments = ["--smoke", "--out", str(out), "--models", "esen", "--pack", str(pack)]
     assert study.main(arguments) == 0
     with open(out / "trainings.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [row["model"] for row in rows] == ["eqv2_est", "esen"]
+    assert [row["model"] for row in rows] == ["esen"]
     assert all(float(row["train_seconds"]) >= 0.5 for row in rows)
     with open(out / "curves.csv", newline="") as file:
         curves = list(csv.DictReader(file))
@@ -222,7 +223,7 @@ def test_the_command_from_frames_to_page(study, report, tmp_path):
     mean = np.mean([last[split]["energy_mae"] for split in report.VALIDATION])
     assert last["mean"]["energy_mae"] == pytest.approx(mean)
     page = (out / "s2ef_peers.md").read_text()
-    assert f"| eSCN-MD / eSEN | {int(rows[1]['parameters']):,} |" in page
+    assert f"| eSCN-MD / eSEN | {int(rows[0]['parameters']):,} |" in page
     assert "The host and its hybrid with EST's update have not both been trained yet." in page
     assert str(tmp_path) not in page
     assert (out / "s2ef_peers.png").stat().st_size > 10_000
@@ -234,7 +235,7 @@ def test_the_command_from_frames_to_page(study, report, tmp_path):
     assert study.main(arguments) == 0
     assert (out / "s2ef_peers.md").read_text().endswith("## Reading\n\nMine.\n")
     with open(out / "trainings.csv", newline="") as file:
-        assert len(list(csv.DictReader(file))) == 2
+        assert len(list(csv.DictReader(file))) == 1
     settings = json.loads((out / "settings.json").read_text())
     (out / "settings.json").write_text(json.dumps(settings | {"batch_size": 1}))
     with pytest.raises(SystemExit, match="other settings"):
