@@ -9,10 +9,11 @@ from torch import nn
 
 from est_ocp.errors import ConfigError
 from est_ocp.nn.expert_gate import ExpertGate, ExpertGateMLP
+from est_ocp.nn.factored_feature import FactoredFeature, apply_experts
 from est_ocp.nn.sphere_norm import spatial_norm
 from est_ocp.nn.spherical_expert import SphericalExperts
 from est_ocp.nn.steerable_expert import SteerableExperts
-from est_ocp.sphere import SphereRule
+from est_ocp.sphere import SphereRule, SphericalTransform
 
 GATES = {"linear": ExpertGate, "mlp": ExpertGateMLP}
 
@@ -118,7 +119,10 @@ class MixtureOfHybridExperts(nn.Module):
             )
 
     def forward(
-        self, x: torch.Tensor, f: torch.Tensor | None = None
+        self,
+        x: torch.Tensor,
+        f: torch.Tensor | FactoredFeature | None = None,
+        transform: SphericalTransform | None = None,
     ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """Apply gate and experts.
 
@@ -126,15 +130,18 @@ class MixtureOfHybridExperts(nn.Module):
         ----------
         x : Tensor [N, (lmax+1)**2, C]
             Coefficients: input of the gate (l = 0) and of the steerable experts.
-        f : Tensor [N, S, C], optional
+        f : Tensor [N, S, C] or FactoredFeature, optional
             Feature on the sphere, input of the spherical experts; needed if there are any.
+        transform : SphericalTransform, optional
+            Way back to coefficients, needed with a factored feature.
 
         Returns
         -------
         steerable : Tensor [N, (lmax+1)**2, C] or None
             Weighted sum of the steerable experts; None if there are none.
         spherical : Tensor [N, S, C] or None
-            Weighted sum of the spherical experts; None if there are none.
+            Weighted sum of the spherical experts; None if there are none. Of a factored feature
+            its coefficients [N, (lmax+1)**2, C].
         """
         scalars = x[:, 0]
         probabilities = scalars.new_ones(len(x), 1) if self.gate is None else self.gate(scalars)
@@ -144,5 +151,10 @@ class MixtureOfHybridExperts(nn.Module):
             steerable = self.steerable(x, weights)
         if self.spherical is not None:
             weights = probabilities[:, : self.num_spherical_experts]
-            spherical = self.spherical(self.spherical_norm(f), weights)
+            if isinstance(f, FactoredFeature):
+                spherical = apply_experts(
+                    self.spherical_norm, self.spherical, f, weights, transform
+                )
+            else:
+                spherical = self.spherical(self.spherical_norm(f), weights)
         return steerable, spherical
