@@ -24,6 +24,7 @@ from est_ocp.models.settings import (
     GraphSettings,
     from_mapping,
 )
+from est_ocp.nn.edge_rotation import edge_order
 from est_ocp.nn.gotennet import (
     EQFF,
     GATA,
@@ -74,6 +75,9 @@ class GotenNetBackbone(LayeredBackbone):
         :class:`est_ocp.models.layer_call.LayerCall`. Conservative models are never compiled.
     memory_budget : float
         Share of the activations that compiled layers keep for the backward pass.
+    fused_kernels : bool
+        Triton kernels on GPUs, in half precision or where TF32 is allowed. Conservative models
+        never use them.
     otf_graph : bool
         Build graphs on the fly (True), or use the data's ``edge_index``.
     """
@@ -102,6 +106,7 @@ class GotenNetBackbone(LayeredBackbone):
         activation_checkpointing: bool = False,
         compile_layers: str = "never",
         memory_budget: float = 1.0,
+        fused_kernels: bool = True,
         otf_graph: bool = True,
         **unknown: Any,
     ) -> None:
@@ -119,6 +124,8 @@ class GotenNetBackbone(LayeredBackbone):
         self.lmax, self.lmax_out, self.channels = lmax, lmax_out, channels
         self.max_num_elements = max_num_elements
         self.self_edges = self_edges
+        # The kernels have no second derivatives.
+        self.fused_kernels = fused_kernels and not twice
         self.regress_config = GradRegressConfig(direct_forces=direct_forces, forces=regress_forces)
         if graph is None or isinstance(graph, Mapping):
             graph = {"cutoff": 5.0, "max_neighbors": 500, "envelope": True} | dict(graph or {})
@@ -190,7 +197,10 @@ class GotenNetBackbone(LayeredBackbone):
         x, t, *edges = self.call_layer(
             self._first_features, atomic_numbers, graph.edge_index, graph.vec, graph.distance
         )
-        (x, _), gates = self.run_blocks((x, t), *edges, data.batch, data.natoms.numel())
+        order = None
+        if self.fused_kernels and x.is_cuda:
+            order = edge_order(edges[0], len(x))
+        (x, _), gates = self.run_blocks((x, t), *edges, data.batch, data.natoms.numel(), order)
         return gates | {
             "node_embedding": x[:, : (self.lmax_out + 1) ** 2],
             "edge_index": graph.edge_index,
@@ -236,14 +246,13 @@ class GotenNetEST(GotenNetBackbone):
         """Mixture of EQFF and the EST update block."""
         options = dict(vars(settings))
         rule = options.pop("rule").build(self.lmax)
-        # Fused attention and kernels have no second derivatives.
-        fused = not self.conservative
         return GotenNetESTUpdate(
             self.channels,
             self.lmax,
             rule,
-            fused_attention=fused,
-            fused_kernels=fused,
+            # PyTorch's fused attention has no second derivative.
+            fused_attention=not self.conservative,
+            fused_kernels=self.fused_kernels,
             **options,
         )
 

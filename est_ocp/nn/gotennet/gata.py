@@ -9,10 +9,12 @@ from torch import nn
 
 from est_ocp.errors import ConfigError
 from est_ocp.nn.autocast import in_autocast_dtype
+from est_ocp.nn.edge_rotation import EdgeOrder
 from est_ocp.nn.gather import gather
 from est_ocp.nn.gotennet.linear import FusedLinear, glorot_linear
 from est_ocp.nn.scatter import edge_softmax, scatter_sum
 from est_ocp.nn.so3_linear import SO3Linear
+from est_ocp.nn.triton.support import can_fuse
 
 
 class GATA(nn.Module):
@@ -101,6 +103,7 @@ class GATA(nn.Module):
         edge_index: torch.Tensor,
         harmonics: torch.Tensor,
         fade: torch.Tensor,
+        order: EdgeOrder | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Attend and refine, residuals included.
 
@@ -116,6 +119,11 @@ class GATA(nn.Module):
             From :func:`est_ocp.nn.gotennet.unit_harmonics`; zeros for an edge without direction.
         fade : Tensor [E]
             Cosine cutoff u.
+        order : EdgeOrder, optional
+            With it the fused kernels (``est_ocp.nn.triton.tensor_messages`` and
+            ``tensor_products``) are used where they apply: on GPUs, in half precision or where
+            TF32 is allowed, up to degree 2, and
+            where neither directions nor cutoff need gradients.
 
         Returns
         -------
@@ -124,22 +132,44 @@ class GATA(nn.Module):
         """
         source, target = edge_index.unbind(0)
         low = in_autocast_dtype(x)
-        harmonics = harmonics.to(low.dtype).unsqueeze(-1)
+        harmonics = harmonics.to(low.dtype)
         attention, spatial, *refine = self.edge_linear(in_autocast_dtype(t))
 
         query, key, hidden_spatial, hidden_value = self.node_linear(low[:, 0])
         weights = self._weights(query, key, attention, source, target, fade, len(x))
-        heads = gather(self.value_linear(nn.functional.silu(hidden_value)), source)
-        heads = heads.unflatten(-1, (self.num_heads, -1)) * weights.to(heads.dtype).unsqueeze(-1)
-        gates = gather(self.spatial_linear(nn.functional.silu(hidden_spatial)), source)
-        gates = spatial * gates * fade.to(gates.dtype).unsqueeze(-1) + heads.flatten(-2)
+        value = self.value_linear(nn.functional.silu(hidden_value))
+        gate = self.spatial_linear(nn.functional.silu(hidden_spatial))
+        edges = (harmonics, fade, edge_index)
+        fused = self._fuses(low, harmonics, fade, order)
+        if fused:
+            # Imported here, as Triton is there on GPUs alone.
+            from est_ocp.nn.triton.tensor_messages import tensor_messages
+            from est_ocp.nn.triton.tensor_products import tensor_products
 
-        messages = self._messages(gates, harmonics, gather(low[:, 1:], source))
-        x = x + scatter_sum(messages, target, len(x)).to(x.dtype)
+            x = x + tensor_messages(spatial, gate, value, weights, low, *edges, *order).to(x.dtype)
+        else:
+            messages = self._messages(spatial, gate, value, weights, low, *edges)
+            x = x + scatter_sum(messages, target, len(x)).to(x.dtype)
         if self.refine_edges:
-            change = self._change_of_length(in_autocast_dtype(x)[:, 1:], source, target, harmonics)
+            steerable = in_autocast_dtype(x)[:, 1:]
+            query, key = self.refine_query(steerable), self.refine_key(steerable)
+            if fused:
+                change = tensor_products(query, key, harmonics, edge_index, *order)
+            else:
+                change = self._change_of_length(query, key, source, target, harmonics)
             t = t + nn.functional.silu(refine[0]) * change
         return x, t
+
+    def _fuses(
+        self,
+        x: torch.Tensor,
+        harmonics: torch.Tensor,
+        fade: torch.Tensor,
+        order: EdgeOrder | None,
+    ) -> bool:
+        if order is None or self.lmax > 2 or harmonics.requires_grad or fade.requires_grad:
+            return False
+        return can_fuse(x)
 
     def _weights(
         self,
@@ -163,31 +193,45 @@ class GATA(nn.Module):
             return self.alpha_dropout(weights / math.sqrt(self.channels))
 
     def _messages(
-        self, gates: torch.Tensor, harmonics: torch.Tensor, steerable: torch.Tensor
+        self,
+        spatial: torch.Tensor,
+        gate: torch.Tensor,
+        value: torch.Tensor,
+        weights: torch.Tensor,
+        x: torch.Tensor,
+        harmonics: torch.Tensor,
+        fade: torch.Tensor,
+        edge_index: torch.Tensor,
     ) -> torch.Tensor:
-        """Messages [E, I, C] from the factors [E, (1+2L) C], r [E, I-1, 1] and X_j [E, I-1, C]."""
-        gates = gates.unflatten(-1, (1 + 2 * self.lmax, self.channels))
-        scalar, *factors = gates.split(1, dim=1)
+        """Messages [E, I, C], see :func:`est_ocp.nn.triton.tensor_messages.tensor_messages`."""
+        source = edge_index[0]
+        heads = gather(value, source).unflatten(-1, (self.num_heads, -1))
+        heads = (heads * weights.to(heads.dtype).unsqueeze(-1)).flatten(-2)
+        factors = spatial * gather(gate, source) * fade.to(gate.dtype).unsqueeze(-1) + heads
+        factors = factors.unflatten(-1, (1 + 2 * self.lmax, self.channels))
+        scalar, *factors = factors.split(1, dim=1)
         along, across = factors[: self.lmax], factors[self.lmax :]
-        blocks = zip(
-            along, harmonics.split(self.orders, 1), across, steerable.split(self.orders, 1),
-            strict=True,
-        )  # fmt: skip
+        steerable = gather(x[:, 1:], source).split(self.orders, 1)
+        directions = harmonics.unsqueeze(-1).split(self.orders, 1)
+        blocks = zip(along, directions, across, steerable, strict=True)
         return torch.cat([scalar] + [d * r + f * feature for d, r, f, feature in blocks], dim=1)
 
     def _change_of_length(
         self,
-        steerable: torch.Tensor,
+        query: torch.Tensor,
+        key: torch.Tensor,
         source: torch.Tensor,
         target: torch.Tensor,
         harmonics: torch.Tensor,
     ) -> torch.Tensor:
         """Inner products [E, C] of queries and keys without their parts along the edge."""
-        query = gather(self.refine_query(steerable), target)
-        key = gather(self.refine_key(steerable), source)
+        query, key = gather(query, target), gather(key, source)
         total = (query * key).sum(dim=1)
         along_query, along_key = (
-            [block.sum(dim=1) for block in (feature * harmonics).split(self.orders, dim=1)]
+            [
+                block.sum(dim=1)
+                for block in (feature * harmonics.unsqueeze(-1)).split(self.orders, dim=1)
+            ]
             for feature in (query, key)
         )
         return total - sum(q * k for q, k in zip(along_query, along_key, strict=True))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from est_ocp.nn.edge_rotation import EdgeOrder
 from est_ocp.nn.gotennet.gata import GATA
 
 
@@ -32,6 +33,7 @@ class GotenNetLayer(nn.Module):
         fade: torch.Tensor,
         batch: torch.Tensor,
         num_graphs: int,
+        order: EdgeOrder | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return node features and edge scalars after the layer.
 
@@ -42,6 +44,8 @@ class GotenNetLayer(nn.Module):
         batch : Tensor [N], int64
             Graph of every node.
         num_graphs : int
+        order : EdgeOrder, optional
+            As of :class:`GATA`.
         """
-        x, t = self.attention(x, t, edge_index, harmonics, fade)
+        x, t = self.attention(x, t, edge_index, harmonics, fade, order)
         return x + self.update(x, batch, num_graphs), t
