@@ -43,7 +43,8 @@ class CoefficientNorm(nn.Module):
             square = centred.square().mean(dim=-1)
             variance = square.sum(-1) if multiplicity is None else square @ multiplicity
             y = centred * torch.rsqrt(variance + self.eps)[:, None, None] * self.weight
-            return torch.cat((y[:, :1] + self.bias, y[:, 1:]), dim=1)
+            scalars, rest = y.split((1, y.shape[1] - 1), dim=1)
+            return torch.cat((scalars + self.bias, rest), dim=1)
 
     def extra_repr(self) -> str:
         return f"channels={self.channels}, eps={self.eps}"

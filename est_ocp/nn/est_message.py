@@ -221,14 +221,15 @@ class ESTMessageBlock(ConstantBuffers):
         """Hidden activations of all spherical experts at the points, [E, S, hidden]."""
         band_limited = h / (self.lmax + 1)
         functions, coefficients, constant = self.attention(band_limited, radial, edge_sh)
-        scalars = band_limited[:, :1] + constant.unsqueeze(1)
-        rows = torch.cat((scalars, band_limited[:, 1:], coefficients), dim=1)
+        # Split, not sliced: the gradient of a slice is a tensor filled up with zeros.
+        scalars, rest = _split_scalars(band_limited)
+        rows = torch.cat((scalars + constant.unsqueeze(1), rest, coefficients), dim=1)
         harmonics = self.transform.to_points_matrix.to(functions.dtype)
         basis = torch.cat((harmonics.expand(len(h), -1, -1), functions), dim=-1)
         experts = self.spherical
         rows = nn.functional.linear(self._normalise(rows, basis), experts.weight_in.flatten(0, 1))
-        scalars = rows[:, :1] + experts.bias_in.flatten().to(rows.dtype)
-        rows = torch.cat((scalars, rows[:, 1:]), dim=1)
+        scalars, rest = _split_scalars(rows)
+        rows = torch.cat((scalars + experts.bias_in.flatten().to(rows.dtype), rest), dim=1)
         return nn.functional.silu(torch.bmm(basis.to(rows.dtype), rows))
 
     def _normalise(self, rows: torch.Tensor, basis: torch.Tensor) -> torch.Tensor:
@@ -247,7 +248,8 @@ class ESTMessageBlock(ConstantBuffers):
             products = torch.bmm(centred, centred.mT) / rows.shape[-1]
             variance = (gram * products).sum(dim=(1, 2))
             y = centred * torch.rsqrt(variance + norm.eps)[:, None, None] * norm.weight
-            return torch.cat((y[:, :1] + norm.bias, y[:, 1:]), dim=1)
+            scalars, rest = _split_scalars(y)
+            return torch.cat((scalars + norm.bias, rest), dim=1)
 
     def _project_spherical(self, hidden: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """Second maps of the spherical experts, on coefficients [N, (L+1)**2, hidden]."""
@@ -255,10 +257,16 @@ class ESTMessageBlock(ConstantBuffers):
         # The bias is a constant on the sphere: all scalar.
         out = nn.functional.linear(hidden, experts.weight_out.flatten(1))
         bias = (weights.to(experts.bias_out.dtype) @ experts.bias_out) * (self.lmax + 1)
-        return torch.cat((out[:, :1] + bias.unsqueeze(1).to(out.dtype), out[:, 1:]), dim=1)
+        scalars, rest = _split_scalars(out)
+        return torch.cat((scalars + bias.unsqueeze(1).to(out.dtype), rest), dim=1)
 
     def extra_repr(self) -> str:
         return (
             f"channels={self.channels}, hidden_channels={self.hidden_channels}, lmax={self.lmax}, "
             f"degrees_out={self.lmin_out}..{self.lmax_out}"
         )
+
+
+def _split_scalars(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """First row of ``x`` [E, J, C], and the others."""
+    return x.split((1, x.shape[1] - 1), dim=1)
