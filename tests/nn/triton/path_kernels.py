@@ -14,7 +14,12 @@ import torch
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
-from est_ocp.nn.equiformer import DepthwiseTensorProduct, IrrepsLayout
+from est_ocp.nn.equiformer import (
+    DepthwiseTensorProduct,
+    EquiformerAttention,
+    IrrepsLayout,
+    depthwise_tensor_product,
+)
 from est_ocp.nn.equiformer.edge_harmonics import edge_harmonics
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -67,12 +72,39 @@ def compare(name: str, case: tuple, dtype: torch.dtype, weighted: bool) -> None:
     print(f"{name}_no_edges {sum(block.numel() for block in none)}")
 
 
+def whole(name: str, nonlinear: bool) -> None:
+    """A whole attention's result and gradients, with the kernels and without, in float32."""
+    layout, nodes = IrrepsLayout("12x0e+5x1e+3x2e"), 6
+    attention = EquiformerAttention(
+        layout, layout, layout, IrrepsLayout("4x0e+2x1e+1x2e"), 2, 2, [4, 8], nonlinear
+    )
+    attention = attention.to(DEVICE)
+    vec = torch.randn(EDGES, 3, device=DEVICE)
+    edges = (
+        torch.randint(0, nodes, (2, EDGES), device=DEVICE),
+        edge_harmonics(vec, vec.norm(dim=1), 2),
+        torch.randn(EDGES, 4, device=DEVICE),
+    )
+    flat = torch.randn(nodes, layout.dim, device=DEVICE)
+    found = []
+    for fuses in (True, False):
+        depthwise_tensor_product.can_fuse = lambda x, fuses=fuses: fuses
+        x = flat.clone().requires_grad_(True)
+        out = attention(x, *edges)
+        grads = torch.autograd.grad(out.square().sum(), [x, *attention.parameters()])
+        found.append([out, *grads])
+    errors = [((a - b).abs().max() / b.abs().max()).item() for a, b in zip(*found, strict=True)]
+    print(f"{name} {max(errors):.3e}")
+
+
 def main(dtype: torch.dtype) -> None:
     """Compare all cases in one precision."""
     torch.manual_seed(0)
     for name, case in CASES.items():
         compare(name, case, dtype, weighted=True)
         compare(f"{name}_unweighted", case, dtype, weighted=False)
+    whole("attention", nonlinear=True)
+    whole("linear_attention", nonlinear=False)
 
 
 if __name__ == "__main__":

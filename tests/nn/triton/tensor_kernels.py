@@ -15,7 +15,7 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
 from est_ocp.nn.edge_rotation import edge_order
-from est_ocp.nn.gotennet import GATA, unit_harmonics
+from est_ocp.nn.gotennet import GATA, gata, unit_harmonics
 from est_ocp.nn.scatter import scatter_sum
 from est_ocp.nn.triton.tensor_messages import tensor_messages
 from est_ocp.nn.triton.tensor_products import tensor_products
@@ -64,9 +64,9 @@ def main(dtype: torch.dtype) -> None:
         def fused(wide, *rest, edges=(harmonics, fade, edge_index), order=order):
             return tensor_messages(wide[:, 3:], *rest, *edges, *order)
 
-        def plain(wide, *rest, edges=(harmonics, fade, edge_index), gata=attention):
+        def plain(wide, *rest, edges=(harmonics, fade, edge_index), layer=attention):
             harmonics, fade, index = edges
-            messages = gata._messages(wide[:, 3:], *rest, harmonics.double(), fade.double(), index)
+            messages = layer._messages(wide[:, 3:], *rest, harmonics.double(), fade.double(), index)
             return scatter_sum(messages, index[1], NODES)
 
         words = ("spatial", "gate", "value", "weights", "features")
@@ -75,8 +75,8 @@ def main(dtype: torch.dtype) -> None:
         def fused_products(q, k, edges=(harmonics, edge_index), order=order):
             return tensor_products(q, k, *edges, *order)
 
-        def plain_products(q, k, edges=(harmonics, edge_index), gata=attention):
-            return gata._change_of_length(q, k, *edges[1], edges[0].double())
+        def plain_products(q, k, edges=(harmonics, edge_index), layer=attention):
+            return layer._change_of_length(q, k, *edges[1], edges[0].double())
 
         steerable = [torch.randn(NODES, (lmax + 1) ** 2 - 1, channels, **kind) for _ in range(2)]
         compare(f"products_{lmax}", fused_products, plain_products, steerable, ("query", "key"))
@@ -87,6 +87,23 @@ def main(dtype: torch.dtype) -> None:
             edges=(harmonics[:0], fade[:0], none), order=empty,
         )  # fmt: skip
         print(f"no_edges_{lmax} {nothing.abs().max().item()}")
+        edges = (edge_index, harmonics.float(), fade)
+        state = [torch.randn(NODES, (lmax + 1) ** 2, channels), torch.randn(EDGES, channels)]
+        whole(f"layer_{lmax}", attention.eval(), [x.to(DEVICE) for x in state], edges, order)
+
+
+def whole(name: str, attention: GATA, state: list[torch.Tensor], edges: tuple, order) -> None:
+    """A whole layer's results and gradients, with the kernels and without, in float32."""
+    gata.can_fuse = lambda x: True
+    found = []
+    for given in (order, None):
+        inputs = [x.clone().requires_grad_(True) for x in state]
+        x, t = attention(*inputs, *edges, given)
+        loss = x.square().sum() + t.square().sum()
+        grads = torch.autograd.grad(loss, [*inputs, *attention.parameters()])
+        found.append([x, t, *grads])
+    errors = [((a - b).abs().max() / b.abs().max()).item() for a, b in zip(*found, strict=True)]
+    print(f"{name} {max(errors):.3e}")
 
 
 if __name__ == "__main__":
