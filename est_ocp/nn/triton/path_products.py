@@ -18,8 +18,9 @@ from torch import Tensor
 #: Results of at most so many degrees, from features of at most so many orders.
 MAX_DEGREES, MAX_ORDERS = 3, 5
 
-#: Elements of the features that one program handles at a time.
-FORWARD_ELEMENTS, BACKWARD_ELEMENTS = 1024, 512
+#: Elements of the features that one program handles at a time: with more, registers would leave few
+#: programs a multiprocessor (sm_90: 80 to 128 registers a thread, twice that for twice as many).
+FORWARD_ELEMENTS, BACKWARD_ELEMENTS = 512, 256
 
 
 @triton.jit
