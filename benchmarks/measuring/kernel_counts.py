@@ -70,6 +70,38 @@ def _experts_backward(dims: Dims) -> tuple[float, float]:
     return 6.0 * math.prod(x) * hidden, math.prod(x)
 
 
+def _messages(dims: Dims) -> tuple[float, float]:
+    (edges, _), x = dims[0], dims[4]
+    return 4.0 * edges * math.prod(x[1:]), math.prod(x)
+
+
+def _messages_backward(dims: Dims) -> tuple[float, float]:
+    (edges, width), (nodes, _), x = dims[1], dims[2], dims[5]
+    return 8.0 * edges * math.prod(x[1:]), 2 * (edges + nodes) * width + math.prod(x)
+
+
+def _products(dims: Dims) -> tuple[float, float]:
+    # The product, and both parts along the edge.
+    (_, rows, channels), (_, edges) = dims[0], dims[3]
+    return 6.0 * edges * rows * channels, edges * channels
+
+
+def _products_backward(dims: Dims) -> tuple[float, float]:
+    (edges, _), (nodes, rows, channels) = dims[0], dims[1]
+    return 12.0 * edges * rows * channels, 2 * nodes * rows * channels
+
+
+def _paths(blocks: Dims, matrices: Dims) -> tuple[float, float]:
+    pairs = list(zip(blocks, matrices, strict=True))
+    operations = sum(2.0 * math.prod(matrix) * block[-1] for block, matrix in pairs)
+    return operations, sum(math.prod(matrix[:2]) * block[-1] for block, matrix in pairs)
+
+
+def _paths_backward(blocks: Dims, matrices: Dims) -> tuple[float, float]:
+    # Products again for the gradient of the weights.
+    return 2.0 * _paths(blocks, matrices)[0], sum(math.prod(block) for block in blocks)
+
+
 _KNOWN: dict[str, Callable[[Dims], tuple[float, float]]] = {
     "aten::mm": lambda dims: _mm(dims[0], dims[1]),
     "aten::bmm": lambda dims: _mm(dims[0], dims[1]),
@@ -85,6 +117,12 @@ _KNOWN: dict[str, Callable[[Dims], tuple[float, float]]] = {
     "est_ocp::silu_on_points_backward": _on_points_backward,
     "est_ocp::spherical_experts": _experts,
     "est_ocp::spherical_experts_backward": _experts_backward,
+    "est_ocp::tensor_messages": _messages,
+    "est_ocp::tensor_messages_backward": _messages_backward,
+    "est_ocp::tensor_products": _products,
+    "est_ocp::tensor_products_backward": _products_backward,
+    "est_ocp::path_products": lambda dims: _paths(dims[0], dims[1]),
+    "est_ocp::path_products_backward": lambda dims: _paths_backward(dims[1], dims[2]),
 }
 
 
