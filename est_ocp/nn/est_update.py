@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from est_ocp.errors import ConfigError
-from est_ocp.nn.autocast import in_autocast_dtype
+from est_ocp.nn import fused_feature
+from est_ocp.nn.autocast import autocast_dtype, in_autocast_dtype
 from est_ocp.nn.factored_feature import attend, num_functions
 from est_ocp.nn.mixture_of_experts import MixtureOfHybridExperts
 from est_ocp.nn.random_rotation import RandomRotation, rotate
@@ -75,7 +76,8 @@ class ESTUpdateBlock(nn.Module):
     fused_attention : bool
         PyTorch's fused attention kernels; off if second derivatives are needed.
     fused_kernels : bool
-        The spherical experts' fused kernel where it applies; off likewise.
+        Fused kernels where they apply: for the whole spherical branch, kept as products
+        (:mod:`est_ocp.nn.fused_feature`), or for the spherical experts; off likewise.
     recompute_experts : bool
         Compute the spherical experts' hidden activations again, where no kernel does:
         one matrix product more, and the largest tensors of the block are not kept.
@@ -179,12 +181,10 @@ class ESTUpdateBlock(nn.Module):
                 recompute=recompute_experts,
             )
         functions = num_functions((lmax + 1) ** 2, num_heads)
-        self.factored = (
-            factored
-            and use_attention
-            and num_spherical_experts > 0
-            and norm != "point"
-            and 2 * functions <= rule.num_points
+        factored = factored and use_attention and num_spherical_experts > 0 and norm != "point"
+        self.factored = factored and 2 * functions <= rule.num_points
+        self.fused_branch = (
+            factored and fused_kernels and fused_attention and functions <= rule.num_points
         )
         self.scalar_path = None
         if scalar_path:
@@ -219,12 +219,18 @@ class ESTUpdateBlock(nn.Module):
         h = x if self.map_in is None else self.map_in(x)
         frame = self._frame(batch, num_graphs)
         f = attended = None
-        factored = self.factored and in_autocast_dtype(h).dtype.itemsize > 2
-        if factored:
-            in_frame = h if frame is None else rotate(h, frame)
+        in_frame = h if frame is None else rotate(h, frame)
+        fused = self.fused_branch and fused_feature.can_fuse_feature(
+            self.attention, in_frame, self.transform
+        )
+        factored = fused or (self.factored and autocast_dtype(h).itemsize > 2)
+        if fused:
+            f = fused_feature.attend(
+                self.attention, in_frame, self.transform, 1.0 / (self.lmax + 1)
+            )
+        elif factored:
             f = attend(self.attention, in_frame / (self.lmax + 1), self.transform)
         elif self.transform is not None:
-            in_frame = h if frame is None else rotate(h, frame)
             # Rounded before the transform: the feature on the sphere, several times larger, is then
             # made and kept in autocast's type.
             f = self.transform.to_points(in_autocast_dtype(in_frame / (self.lmax + 1)))

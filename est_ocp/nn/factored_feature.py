@@ -30,6 +30,37 @@ class FactoredFeature(NamedTuple):
     basis: torch.Tensor
     rows: torch.Tensor
 
+    def apply_experts(
+        self,
+        norm: nn.Module,
+        experts: SphericalExperts,
+        gate: torch.Tensor,
+        transform: SphericalTransform,
+    ) -> torch.Tensor:
+        """Coefficients [N, I, C] of the gate-weighted sum of all experts of the normalised feature.
+
+        First map on the rows, activation at the points, gate and second map on coefficients: only
+        the activation's input and result have a row a point.
+
+        Parameters
+        ----------
+        norm : SphereNorm or NoNorm
+        experts : SphericalExperts
+        gate : Tensor [N, E]
+            Weights of the experts.
+        transform : SphericalTransform
+            Its way back.
+        """
+        rows = normalise(norm, self)
+        rows = nn.functional.linear(rows, experts.weight_in.flatten(0, 1))
+        rows = _add_constant(rows, experts.bias_in.flatten().to(rows.dtype))
+        basis = self.basis.to(rows.dtype)
+        if experts.recompute:
+            hidden = recomputed(_activate, basis, rows, transform)
+        else:
+            hidden = _activate(basis, rows, transform)
+        return project(hidden, experts, gate, transform)
+
 
 def num_functions(num_coefficients: int, num_heads: int) -> int:
     """Functions of a feature behind the attention: harmonics, and all but one of each head."""
@@ -111,36 +142,26 @@ def attend(
     return FactoredFeature(basis, torch.cat((*rows, vectors, empty), dim=1))
 
 
-def apply_experts(
-    norm: nn.Module,
+def project(
+    hidden: torch.Tensor,
     experts: SphericalExperts,
-    f: FactoredFeature,
     gate: torch.Tensor,
     transform: SphericalTransform,
 ) -> torch.Tensor:
-    """Coefficients [N, I, C] of the gate-weighted sum of all experts of the normalised feature.
-
-    First map on the rows, activation at the points, gate and second map on coefficients: only
-    the activation's input and result have a row a point.
+    """Gate and second map of the experts, on coefficients.
 
     Parameters
     ----------
-    norm : SphereNorm or NoNorm
+    hidden : Tensor [N, I, E * H]
+        Coefficients of the activations.
     experts : SphericalExperts
-    f : FactoredFeature
     gate : Tensor [N, E]
-        Weights of the experts.
     transform : SphericalTransform
-        Its way back.
+
+    Returns
+    -------
+    Tensor [N, I, C]
     """
-    rows = normalise(norm, f)
-    rows = nn.functional.linear(rows, experts.weight_in.flatten(0, 1))
-    rows = _add_constant(rows, experts.bias_in.flatten().to(rows.dtype))
-    basis = f.basis.to(rows.dtype)
-    if experts.recompute:
-        hidden = recomputed(_activate, basis, rows, transform)
-    else:
-        hidden = _activate(basis, rows, transform)
     hidden = hidden.unflatten(-1, (experts.num_experts, -1))
     hidden = (hidden * gate.to(hidden.dtype)[:, None, :, None]).flatten(-2)
     out = nn.functional.linear(hidden, experts.weight_out.flatten(1))

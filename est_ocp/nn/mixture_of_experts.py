@@ -9,7 +9,8 @@ from torch import nn
 
 from est_ocp.errors import ConfigError
 from est_ocp.nn.expert_gate import ExpertGate, ExpertGateMLP
-from est_ocp.nn.factored_feature import FactoredFeature, apply_experts
+from est_ocp.nn.factored_feature import FactoredFeature
+from est_ocp.nn.fused_feature import FusedFeature
 from est_ocp.nn.sphere_norm import spatial_norm
 from est_ocp.nn.spherical_expert import SphericalExperts
 from est_ocp.nn.steerable_expert import SteerableExperts
@@ -121,7 +122,7 @@ class MixtureOfHybridExperts(nn.Module):
     def forward(
         self,
         x: torch.Tensor,
-        f: torch.Tensor | FactoredFeature | None = None,
+        f: torch.Tensor | FactoredFeature | FusedFeature | None = None,
         transform: SphericalTransform | None = None,
     ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """Apply gate and experts.
@@ -130,7 +131,7 @@ class MixtureOfHybridExperts(nn.Module):
         ----------
         x : Tensor [N, (lmax+1)**2, C]
             Coefficients: input of the gate (l = 0) and of the steerable experts.
-        f : Tensor [N, S, C] or FactoredFeature, optional
+        f : Tensor [N, S, C], FactoredFeature or FusedFeature, optional
             Feature on the sphere, input of the spherical experts; needed if there are any.
         transform : SphericalTransform, optional
             Way back to coefficients, needed with a factored feature.
@@ -151,10 +152,8 @@ class MixtureOfHybridExperts(nn.Module):
             steerable = self.steerable(x, weights)
         if self.spherical is not None:
             weights = probabilities[:, : self.num_spherical_experts]
-            if isinstance(f, FactoredFeature):
-                spherical = apply_experts(
-                    self.spherical_norm, self.spherical, f, weights, transform
-                )
-            else:
+            if isinstance(f, torch.Tensor):
                 spherical = self.spherical(self.spherical_norm(f), weights)
+            else:
+                spherical = f.apply_experts(self.spherical_norm, self.spherical, weights, transform)
         return steerable, spherical

@@ -6,6 +6,9 @@ import importlib.util
 
 import torch
 
+#: Looked up once: a compiler that traces a layer cannot follow the search for a package.
+HAS_TRITON = importlib.util.find_spec("triton") is not None
+
 #: Triton's matrix products want blocks of at least this many rows and columns.
 SMALLEST_BLOCK = 16
 
@@ -13,18 +16,24 @@ SMALLEST_BLOCK = 16
 #: blocks of features have to fit beside them; the smallest of current GPUs have 99 KiB a block.
 MATRIX_BYTES = 56 * 1024
 
+#: The same for the matrices of features kept as products, of which the backward pass needs two
+#: copies beside other blocks; most points of these kernels; and points times channels of the norm,
+#: whose values a program holds in registers.
+FUNCTION_BYTES, MOST_POINTS, FUNCTION_VALUES = 32 * 1024, 128, 128 * 128
 
-def can_fuse(x: torch.Tensor) -> bool:
-    """Whether the fused kernels apply to a tensor.
+
+def can_fuse(x: torch.Tensor, dtype: torch.dtype | None = None) -> bool:
+    """Whether the fused kernels apply to a tensor, or to what it is cast to.
 
     They need Triton and a CUDA tensor in half precision, or in float32 where TF32 matrix products
     are allowed: their products run on tensor cores.
     """
-    if not x.is_cuda or importlib.util.find_spec("triton") is None:
+    if not x.is_cuda or not HAS_TRITON:
         return False
-    if x.dtype in (torch.bfloat16, torch.float16):
+    dtype = x.dtype if dtype is None else dtype
+    if dtype in (torch.bfloat16, torch.float16):
         return True
-    return x.dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32
+    return dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32
 
 
 def block_size(size: int) -> int:
@@ -54,3 +63,26 @@ def matrices_fit(rows: int, rows_out: int, points: int) -> bool:
 def experts_fit(channels: int) -> bool:
     """Whether the fused experts can hold rows of so many channels in registers."""
     return channels <= 256
+
+
+def functions_fit(
+    num_points: int, num_in: int, num_own: int, channels: int, dtype: torch.dtype
+) -> bool:
+    """Whether the kernels for features kept as products fit on current GPUs.
+
+    Parameters
+    ----------
+    num_points, num_in, num_own : int
+        Points, harmonics, and functions of a node's own.
+    channels : int
+        Of the features.
+    dtype : torch.dtype
+        In which the kernels run.
+    """
+    points = block_size(num_points)
+    matrices = points * (2 * block_size(num_in) + block_size(num_own)) * dtype.itemsize
+    return (
+        matrices <= FUNCTION_BYTES
+        and points <= MOST_POINTS
+        and points * block_size(channels) <= FUNCTION_VALUES
+    )

@@ -1,0 +1,283 @@
+"""SiLU of a feature on the sphere that is a sum of functions times vectors, fused.
+
+Harmonics are functions that all nodes share; a node may have further ones of its own (those that
+spherical attention makes). The values at the points, several times larger than the vectors, stay in
+registers; the backward pass computes them again. In half precision the constant matrices are used
+as sums of two numbers, so that their rounding does not cost equivariance. Sums have a fixed order.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from est_ocp.nn.triton.support import block_size
+from est_ocp.nn.triton.tanh import tanh, tanh_kind
+
+
+class FunctionsLaunch(NamedTuple):
+    """How a kernel is launched.
+
+    Attributes
+    ----------
+    channels : int
+        Channels at once, a power of two from 16.
+    splits : int
+        Programs that share the channels of a node; the backward pass has one.
+    num_warps, num_stages : int
+        Triton's options.
+    """
+
+    channels: int
+    splits: int
+    num_warps: int
+    num_stages: int
+
+
+FORWARD, BACKWARD = FunctionsLaunch(64, 2, 4, 2), FunctionsLaunch(64, 1, 8, 1)
+
+
+@triton.jit
+def _constant(ptr, rows, columns, row_stride, column_stride, num_rows, num_columns):
+    """Matrix in float32, filled up with zeros."""
+    return tl.load(
+        ptr + rows[:, None] * row_stride + columns[None, :] * column_stride,
+        mask=(rows < num_rows)[:, None] & (columns < num_columns)[None, :],
+        other=0.0,
+    )
+
+
+@triton.jit
+def _rest(matrix, high):
+    """What rounding has taken off a matrix, in the rounded one's type."""
+    return (matrix - high.to(tl.float32)).to(high.dtype)
+
+
+@triton.jit
+def _columns(ptr, first, rows, c, num_rows, channels, in_channels):
+    """Rows from `first` on of a node's [rows, channels], as [channels, rows]."""
+    return tl.load(
+        ptr + (first + rows)[None, :] * channels + c[:, None],
+        mask=in_channels[:, None] & (rows < num_rows)[None, :],
+        other=0.0,
+    )
+
+
+@triton.jit
+def _forward_kernel(
+    rows_ptr, functions_ptr, bias_ptr, to_ptr, from_ptr, out_ptr,
+    channels, num_in, num_functions, num_out, num_points, tiles,
+    CHANNELS: tl.constexpr, IN: tl.constexpr, FUNCTIONS: tl.constexpr, OUT: tl.constexpr,
+    POINTS: tl.constexpr, HALVES: tl.constexpr, TANH: tl.constexpr,
+):  # fmt: skip
+    """One program a node and a share of its channels."""
+    kind: tl.constexpr = rows_ptr.dtype.element_ty
+    node = tl.program_id(0).to(tl.int64)
+    i, j, o = tl.arange(0, IN), tl.arange(0, FUNCTIONS), tl.arange(0, OUT)
+    s = tl.arange(0, POINTS)
+    to = _constant(to_ptr, i, s, 1, num_in, num_in, num_points)
+    back = _constant(from_ptr, s, o, 1, num_points, num_points, num_out)
+    to_high, back_high = to.to(kind), back.to(kind)
+    if HALVES:
+        to_low, back_low = _rest(to, to_high), _rest(back, back_high)
+    functions = _constant(
+        functions_ptr + node * num_points * num_functions,
+        j, s, 1, num_functions, num_functions, num_points,
+    )  # fmt: skip
+    rows_ptr += node * (num_in + num_functions) * channels
+    out_ptr += node * num_out * channels
+    for tile in range(tiles):
+        c = (tl.program_id(1) * tiles + tile) * CHANNELS + tl.arange(0, CHANNELS)
+        in_channels = c < channels
+        x = _columns(rows_ptr, 0, i, c, num_in, channels, in_channels)
+        y = _columns(rows_ptr, num_in, j, c, num_functions, channels, in_channels)
+        bias = tl.load(bias_ptr + c, mask=in_channels, other=0.0).to(tl.float32)
+        z = tl.dot(y, functions)
+        z = tl.dot(x, to_high, z)
+        if HALVES:
+            z = tl.dot(x, to_low, z)
+        half = 0.5 * (z + bias[:, None])
+        value = (half + half * tanh(half, TANH)).to(kind)
+        out = tl.dot(value, back_high)
+        if HALVES:
+            out = tl.dot(value, back_low, out)
+        tl.store(
+            out_ptr + o[None, :] * channels + c[:, None],
+            out.to(kind),
+            mask=in_channels[:, None] & (o < num_out)[None, :],
+        )
+
+
+@triton.jit
+def _backward_kernel(
+    grad_ptr, rows_ptr, functions_ptr, bias_ptr, to_ptr, from_ptr, grad_rows_ptr,
+    grad_functions_ptr, channels, num_in, num_functions, num_out, num_points, tiles,
+    CHANNELS: tl.constexpr, IN: tl.constexpr, FUNCTIONS: tl.constexpr, OUT: tl.constexpr,
+    POINTS: tl.constexpr, HALVES: tl.constexpr, TANH: tl.constexpr,
+):  # fmt: skip
+    """One program a node: gradients of its rows and of its functions."""
+    kind: tl.constexpr = rows_ptr.dtype.element_ty
+    node = tl.program_id(0).to(tl.int64)
+    i, j, o = tl.arange(0, IN), tl.arange(0, FUNCTIONS), tl.arange(0, OUT)
+    s = tl.arange(0, POINTS)
+    to = _constant(to_ptr, i, s, 1, num_in, num_in, num_points)
+    back = _constant(from_ptr, o, s, num_points, 1, num_out, num_points).to(kind)
+    to_high = to.to(kind)
+    if HALVES:
+        to_low = _rest(to, to_high)
+    where_functions = node * num_points * num_functions
+    functions = _constant(
+        functions_ptr + where_functions, j, s, 1, num_functions, num_functions, num_points
+    )
+    grad_functions = tl.zeros((POINTS, FUNCTIONS), dtype=tl.float32)
+    rows_ptr += node * (num_in + num_functions) * channels
+    grad_rows_ptr += node * (num_in + num_functions) * channels
+    grad_ptr += node * num_out * channels
+    for tile in range(tiles):
+        c = tile * CHANNELS + tl.arange(0, CHANNELS)
+        in_channels = c < channels
+        x = _columns(rows_ptr, 0, i, c, num_in, channels, in_channels)
+        y = _columns(rows_ptr, num_in, j, c, num_functions, channels, in_channels)
+        grad = _columns(grad_ptr, 0, o, c, num_out, channels, in_channels)
+        bias = tl.load(bias_ptr + c, mask=in_channels, other=0.0).to(tl.float32)
+        z = tl.dot(y, functions)
+        z = tl.dot(x, to_high, z)
+        if HALVES:
+            z = tl.dot(x, to_low, z)
+        half = 0.5 * (z + bias[:, None])
+        t = tanh(half, TANH)
+        # Twice the derivative of SiLU is 1 + t + half (1 - t^2).
+        grad_z = 0.5 * tl.dot(grad, back)
+        grad_z = (grad_z + grad_z * (t + half * (1.0 - t * t))).to(kind)
+        grad_x = tl.dot(grad_z, tl.trans(to_high))
+        tl.store(
+            grad_rows_ptr + i[None, :] * channels + c[:, None],
+            grad_x.to(kind),
+            mask=in_channels[:, None] & (i < num_in)[None, :],
+        )
+        grad_y = tl.dot(grad_z, tl.trans(functions))
+        tl.store(
+            grad_rows_ptr + (num_in + j)[None, :] * channels + c[:, None],
+            grad_y.to(kind),
+            mask=in_channels[:, None] & (j < num_functions)[None, :],
+        )
+        grad_functions = tl.dot(tl.trans(grad_z), y, grad_functions)
+    tl.store(
+        grad_functions_ptr + where_functions + s[:, None] * num_functions + j[None, :],
+        grad_functions.to(kind),
+        mask=(s < num_points)[:, None] & (j < num_functions)[None, :],
+    )
+
+
+def _sizes(rows: Tensor, functions: Tensor, to_points: Tensor, from_points: Tensor) -> list[int]:
+    return [
+        rows.shape[2], to_points.shape[1], functions.shape[2], from_points.shape[0],
+        to_points.shape[0],
+    ]  # fmt: skip
+
+
+def _blocks(rows: Tensor, sizes: list[int], launch: FunctionsLaunch) -> dict[str, int]:
+    _, num_in, num_functions, num_out, num_points = sizes
+    return {
+        "CHANNELS": launch.channels,
+        "IN": block_size(num_in),
+        "FUNCTIONS": block_size(num_functions),
+        "OUT": block_size(num_out),
+        "POINTS": block_size(num_points),
+        "HALVES": rows.element_size() == 2,
+        "TANH": tanh_kind(),
+        "num_warps": launch.num_warps,
+        "num_stages": launch.num_stages,
+    }
+
+
+@torch.library.custom_op("est_ocp::silu_on_functions", mutates_args=())
+def silu_on_functions(
+    rows: Tensor, functions: Tensor, bias: Tensor, to_points: Tensor, from_points: Tensor
+) -> Tensor:
+    """Coefficients of ``silu(sum_r basis_sr rows_r + bias)``, the basis being all functions.
+
+    Parameters
+    ----------
+    rows : Tensor [N, I + J, C]
+        Vectors of the harmonics, then of the node's own functions.
+    functions : Tensor [N, S, J]
+        Of the type of `rows`.
+    bias : Tensor [C]
+    to_points : Tensor [S, I], float32
+        Harmonics at the points, the first of them the constant one. No gradient.
+    from_points : Tensor [I_out, S], float32
+        No gradient.
+
+    Returns
+    -------
+    Tensor [N, I_out, C]
+        In the type of `rows`.
+    """
+    rows, functions = rows.contiguous(), functions.contiguous()
+    sizes = _sizes(rows, functions, to_points, from_points)
+    out = rows.new_empty(rows.shape[0], from_points.shape[0], rows.shape[2])
+    if out.numel():
+        tiles = triton.cdiv(sizes[0], FORWARD.channels * FORWARD.splits)
+        _forward_kernel[(rows.shape[0], FORWARD.splits)](
+            rows, functions, bias.contiguous(), to_points.contiguous(), from_points.contiguous(),
+            out, *sizes, tiles, **_blocks(rows, sizes, FORWARD),
+        )  # fmt: skip
+    return out
+
+
+@torch.library.custom_op("est_ocp::silu_on_functions_backward", mutates_args=())
+def silu_on_functions_backward(
+    grad: Tensor,
+    rows: Tensor,
+    functions: Tensor,
+    bias: Tensor,
+    to_points: Tensor,
+    from_points: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Gradients of `rows` and `functions` from that of the result [N, I_out, C]."""
+    rows, functions = rows.contiguous(), functions.contiguous()
+    grad = grad.to(rows.dtype).contiguous()
+    sizes = _sizes(rows, functions, to_points, from_points)
+    grad_rows, grad_functions = torch.empty_like(rows), torch.empty_like(functions)
+    if grad_rows.numel():
+        tiles = triton.cdiv(sizes[0], BACKWARD.channels)
+        _backward_kernel[(rows.shape[0],)](
+            grad, rows, functions, bias.contiguous(), to_points.contiguous(),
+            from_points.contiguous(), grad_rows, grad_functions, *sizes, tiles,
+            **_blocks(rows, sizes, BACKWARD),
+        )  # fmt: skip
+    return grad_rows, grad_functions
+
+
+@silu_on_functions.register_fake
+def _(rows, functions, bias, to_points, from_points):
+    return rows.new_empty(rows.shape[0], from_points.shape[0], rows.shape[2])
+
+
+@silu_on_functions_backward.register_fake
+def _(grad, rows, functions, bias, to_points, from_points):
+    kind = torch.contiguous_format
+    return (
+        torch.empty_like(rows, memory_format=kind),
+        torch.empty_like(functions, memory_format=kind),
+    )
+
+
+def _keep(ctx, inputs, output):
+    ctx.save_for_backward(*inputs)
+
+
+def _backward(ctx, grad):
+    rows, functions, bias, *matrices = ctx.saved_tensors
+    grad_rows, grad_functions = silu_on_functions_backward(grad, rows, functions, bias, *matrices)
+    # The bias is one more vector of the constant function, which is the first one.
+    grad_bias = grad_rows[:, 0].sum(dim=0, dtype=torch.float32).to(bias.dtype)
+    return grad_rows, grad_functions, grad_bias, None, None
+
+
+silu_on_functions.register_autograd(_backward, setup_context=_keep)

@@ -1,0 +1,53 @@
+"""The fused kernels on features kept as products equal plain PyTorch, alone and in whole blocks."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from est_ocp.nn.triton.support import functions_fit
+from tests.nn.triton.programs import PRECISIONS, ROUNDING, errors_of
+
+pytest.importorskip("triton", reason="the fused kernels need Triton")
+
+SILU, ATTENTION, NORM = ("s2ef", "qm9", "heads"), ("s2ef", "qm9", "heads"), ("s2ef", "qm9")
+#: Error of a block with kernels over that of the same block in plain PyTorch, in half precision:
+#: both round about as often.
+AS_GOOD = 3.0
+#: A block rounds in several places.
+BLOCK = 2.0
+
+
+@pytest.mark.parametrize("dtype", PRECISIONS)
+def test_kernels_equal_plain_pytorch(dtype: str):
+    errors = errors_of("functions_kernels", dtype)
+    gradients = {"": 3, "attention_": 1, "norm_": 6, "norm_harmonics": 3}
+    cases = {"": SILU, "attention_": ATTENTION, "norm_": NORM, "norm_harmonics": ("",)}
+    expected = {
+        f"{kind}{case}{end}"
+        for kind, names in cases.items()
+        for case in names
+        for end in ("", *(f"_gradient_{i}" for i in range(gradients[kind])))
+    }
+    assert set(errors) == expected
+    assert max(errors.values()) < ROUNDING[dtype], errors
+
+
+@pytest.mark.parametrize("dtype", PRECISIONS)
+def test_blocks_equal_plain_ones(dtype: str):
+    errors = errors_of("update_kernels", dtype)
+    fused = {name: error for name, error in errors.items() if not name.startswith("plain.")}
+    assert len({name.split(".")[0] for name in fused}) == 9
+    for name, error in fused.items():
+        assert error < BLOCK * ROUNDING[dtype], name
+        # Where a plain gradient happens to be exact there is nothing to compare with.
+        assert error < AS_GOOD * errors[f"plain.{name}"] + 0.1 * ROUNDING[dtype], name
+
+
+def test_large_spheres_are_left_to_pytorch():
+    half, single = torch.bfloat16, torch.float32
+    assert functions_fit(128, 25, 24, 128, half)
+    assert functions_fit(64, 9, 8, 256, single)
+    assert not functions_fit(128, 25, 24, 128, single)
+    assert not functions_fit(146, 25, 24, 128, half)
+    assert not functions_fit(128, 9, 8, 256, half)
