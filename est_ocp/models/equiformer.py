@@ -84,7 +84,7 @@ class EquiformerBackbone(LayeredBackbone):
     memory_budget : float
         Share of the activations that compiled layers keep for the backward pass.
     fused_kernels : bool
-        Triton kernels for tensor products on GPUs, in half precision or where TF32 is allowed.
+        Triton kernels on GPUs, in half precision or where TF32 is allowed.
     otf_graph : bool
         Build graphs on the fly (True), or use the data's ``edge_index``.
     """
@@ -116,7 +116,7 @@ class EquiformerBackbone(LayeredBackbone):
         activation_checkpointing: bool = False,
         compile_layers: str = "never",
         memory_budget: float = 1.0,
-        fused_kernels: bool = False,
+        fused_kernels: bool = True,
         otf_graph: bool = True,
         **unknown: Any,
     ) -> None:
@@ -310,7 +310,9 @@ class EquiformerEST(EquiformerBackbone):
         options = dict(vars(settings))
         rule = options.pop("rule").build(self.layout.degrees[-1])
         channels = options.pop("hidden_channels") or self.layout.width(0)
-        return IrrepsESTUpdate(self.layout, irreps_out, channels, rule, **options)
+        return IrrepsESTUpdate(
+            self.layout, irreps_out, channels, rule, fused_kernels=self.fused_kernels, **options
+        )
 
 
 @registry.register_model("equiformer")

@@ -76,8 +76,8 @@ class GotenNetBackbone(LayeredBackbone):
     memory_budget : float
         Share of the activations that compiled layers keep for the backward pass.
     fused_kernels : bool
-        Triton kernels for messages on GPUs, in half precision or where TF32 is allowed.
-        Conservative models never use them.
+        Triton kernels on GPUs, in half precision or where TF32 is allowed. Conservative models
+        never use them.
     otf_graph : bool
         Build graphs on the fly (True), or use the data's ``edge_index``.
     """
@@ -106,7 +106,7 @@ class GotenNetBackbone(LayeredBackbone):
         activation_checkpointing: bool = False,
         compile_layers: str = "never",
         memory_budget: float = 1.0,
-        fused_kernels: bool = False,
+        fused_kernels: bool = True,
         otf_graph: bool = True,
         **unknown: Any,
     ) -> None:
@@ -246,14 +246,13 @@ class GotenNetEST(GotenNetBackbone):
         """Mixture of EQFF and the EST update block."""
         options = dict(vars(settings))
         rule = options.pop("rule").build(self.lmax)
-        # Fused attention and kernels have no second derivatives.
-        fused = not self.conservative
         return GotenNetESTUpdate(
             self.channels,
             self.lmax,
             rule,
-            fused_attention=fused,
-            fused_kernels=fused,
+            # PyTorch's fused attention has no second derivative.
+            fused_attention=not self.conservative,
+            fused_kernels=self.fused_kernels,
             **options,
         )
 

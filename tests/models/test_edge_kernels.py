@@ -1,4 +1,4 @@
-"""One key switches the kernels of the hosts' messages on; conservative models never use them."""
+"""One key switches the kernels of the hosts' messages off; conservative models never use them."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def products(name: str, **kwargs) -> list[DepthwiseTensorProduct]:
 @pytest.mark.parametrize("name", EQUIFORMERS)
 def test_equiformers(name):
     assert products(name)
-    assert all(product.fused for product in products(name, fused_kernels=True))
-    assert not any(product.fused for product in products(name))
+    assert all(product.fused for product in products(name))
+    assert not any(product.fused for product in products(name, fused_kernels=False))
 
 
 @pytest.mark.parametrize("name", GOTENNETS)
@@ -29,6 +29,6 @@ def test_gotennets(name):
     def fuses(**kwargs) -> bool:
         return BACKBONES[name](**kwargs).fused_kernels
 
-    assert fuses(fused_kernels=True)
-    assert not fuses()
-    assert not fuses(fused_kernels=True, direct_forces=False, regress_forces=True)
+    assert fuses()
+    assert not fuses(fused_kernels=False)
+    assert not fuses(direct_forces=False, regress_forces=True)
