@@ -58,6 +58,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     how.add_argument("--device", choices=("cpu", "cuda"), help="default: a GPU if there is one")
     how.add_argument("--gpus", nargs="+", type=int, help="their numbers (default: all)")
     how.add_argument("--per-gpu", type=int, default=1, help="trainings at once on one GPU")
+    how.add_argument("--ahead", action="store_true", help="prepare the next training meanwhile")
     how.add_argument("--loader-workers", type=int, default=Settings.loader_workers)
     how.add_argument("--compile", choices=("never", "training"), default="never")
     how.add_argument("--cuda-graphs", choices=("never", "training"), default="never")
@@ -117,7 +118,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parse(argv)
     if arguments.worker:
         job = json.loads(Path(arguments.worker).read_text())
-        result = run(Training(**job["training"]), Settings(**job["settings"]))
+        result = run(Training(**job["training"]), Settings(**job["settings"]), job["turn"])
         file = Path(arguments.worker).with_suffix(".result")
         partial = file.with_suffix(".partial")
         partial.write_text(json.dumps(result))
@@ -210,7 +211,12 @@ class Study:
                     self._keep(training, result)
             return
         queue = Queue(
-            settings, Path(__file__), self._gpus(settings), self.deadline, self.arguments.overhead
+            settings,
+            Path(__file__),
+            self._gpus(settings),
+            self.deadline,
+            self.arguments.overhead,
+            self.arguments.ahead,
         )
         failed, left = queue.run(missing, self._keep)
         self.failed += failed

@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import csv
+import fcntl
+import json
+import os
+import select
+import signal
+import subprocess
 import sys
 import tarfile
 import time
+from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 
@@ -17,20 +24,39 @@ from tests.training.launch import CONFIGS
 
 FOLDER = CONFIGS / "qm9"
 
-#: A stand-in for the script: its result says what the process was given; debug models fail or wait.
+#: A stand-in for the script: its result says what the process was given; some fail or take long.
+#: With a lock file it waits for its turn as a training does.
 WORKER = """
-import json, os, sys, time
+import fcntl, json, os, sys, time
 from pathlib import Path
 job = Path(sys.argv[sys.argv.index("--worker") + 1])
-training = json.loads(job.read_text())["training"]
-if training["target"] == "mu":
+content = json.loads(job.read_text())
+target, turn, started = content["training"]["target"], content["turn"], time.time()
+if target == "mu":
     sys.exit("no such thing")
-if training["target"] == "r2":
+if turn:
+    lock = os.open(turn, os.O_RDWR)
+    fcntl.lockf(lock, fcntl.LOCK_EX)
+    os.ftruncate(lock, 0)
+    os.write(lock, str(os.getpid()).encode())
+if target == "r2":
     time.sleep(60)
 gpu, began = os.environ.get("CUDA_VISIBLE_DEVICES"), time.time()
-time.sleep(0.3)
-result = {"gpu": gpu, "began": began, "ended": time.time()}
+time.sleep(0.8 if turn else 0.3)
+result = {"gpu": gpu, "started": started, "began": began, "ended": time.time()}
 job.with_suffix(".result").write_text(json.dumps(result))
+"""
+
+#: Takes its turn, and leaves a child behind as a loader's worker that outlives its training.
+TURN = """
+import os, sys, time
+from qm9study.turn import GpuTurn
+turn = GpuTurn(sys.argv[1])
+print("ready", flush=True)
+turn.on_train_start(None, None)
+if os.fork():
+    print("mine", flush=True)
+time.sleep(60)
 """
 
 
@@ -82,7 +108,7 @@ def test_it_runs_in_seconds_and_writes_its_page(study, tmp_path):
     assert int(curve[-1]["step"]) == int(row["steps"])
     assert float(curve[-1]["val_mae"]) == pytest.approx(float(row["val_mae"]), rel=1e-3)
     page = (tmp_path / "README.md").read_text()
-    assert "| SchNet | 0.45M |" in page
+    assert "| SchNet | 0.45M |" in page.partition("### Speed, 2 s")[2]
     assert "## Learning rates" in page
     assert (tmp_path / "curves.png").stat().st_size > 1000
     (tmp_path / "README.md").unlink()
@@ -133,7 +159,6 @@ def test_all_targets_at_once_are_in_one_table(study):
         {
             "target": name, "trained_on": "all", "model": model, "seed": str(seed),
             "seconds": "300", "lr": "0.0005", "test_mae": str(error), "val_mae": "1",
-            "parameters": "1e6", "epochs": "3", "molecules_per_second": "5000",
         }
         for name in targets
         for model, error in (("equiformer", 1.0), ("est_ga", 2.0))
@@ -141,7 +166,7 @@ def test_all_targets_at_once_are_in_one_table(study):
     ]  # fmt: skip
     text = report.joint_table(rows)
     assert text.splitlines()[0].count("(meV)") == 8
-    assert "| Equiformer | 1.00M | 0.0005 | 3.0 | 5000 | 1 | 1 |" in text
+    assert "| Equiformer | 0.0005 | 1 | 1 |" in text
     assert "| *theirs, one model a target: Equiformer, 300 epochs*" in text
 
 
@@ -154,16 +179,92 @@ def errors(**of: list[float]) -> list[dict[str, str]]:
     ]  # fmt: skip
 
 
-def test_verdicts_say_where_est_loses_and_what_is_noise(study):
-    verdicts = module("reading").verdicts
-    line, caution = verdicts(errors(gotennet=[50.0], est_gata=[60.0]))
-    assert "20.0% higher (50 to 60 meV)." in line
+def test_pairs_are_one_table_each_with_the_better_one_in_bold(study):
+    tables = module("pairs").pair_tables
+    lines = tables(errors(gotennet=[50.0], gotennet_wide=[62.5], est_gata=[60.0]))
+    head, _, row, *_, caution, _ = lines
+    assert head.startswith("| target | GotenNet | GotenNet + EST (EST + GATA) | change |")
+    assert row == "| gap (meV) | **50** | 60 | +20.0% | 62.5 | -4.0% |"
     assert "one training" in caution
-    line, caution = verdicts(errors(gotennet=[49.0, 51.0], est_gata=[59.0, 61.0]))
-    assert line.endswith("outside the noise.")
+    # A host alone is no pair, nor is the variant with a host that was not trained on its target.
+    assert tables(errors(gotennet=[50.0], equiformer=[40.0])) == []
+    (lonely,) = errors(est_gata=[60.0])
+    assert tables([*errors(gotennet=[50.0]), {**lonely, "target": "homo"}]) == []
+
+
+def test_pairs_say_which_differences_are_noise(study):
+    tables = module("pairs").pair_tables
+    *_, row, _, caution, _ = tables(errors(gotennet=[49.0, 51.0], est_gata=[59.0, 61.0]))
+    assert row == "| gap (meV) | **50 ± 1.4** | 60 ± 1.4 | +20.0% |"
     assert "standard deviation" in caution
-    line, _ = verdicts(errors(gotennet=[40.0, 60.0], est_gata=[50.0, 70.0]))
-    assert line.endswith("inside the noise.")
+    *_, row, _, _, _ = tables(errors(gotennet=[60.0, 80.0], est_gata=[50.0, 70.0]))
+    assert row == "| gap (meV) | 70 ± 14 | **60 ± 14** | -14.3% (noise) |"
+
+
+def test_speed_is_compared_with_the_host(study):
+    rows = [
+        {
+            "model": model, "parameters": "1e6", "molecules_per_second": rate, "steps": "1000",
+            "epochs": "1.5", "peak_gib": "12.34", "speed": "tf32",
+        }
+        for model, rate in (("gotennet", "2000"), ("gotennet", "2200"), ("est_gata", "1050"))
+    ]  # fmt: skip
+    *_, host, est = module("report").speed_table(rows).splitlines()
+    assert host == "| GotenNet | 1.00M | 2100 |  | 1000 | 1.5 | 12.3 | tf32 |"
+    assert est.startswith("| GotenNet + EST (EST + GATA) | 1.00M | 1050 | 0.50 |")
+
+
+def curve(model: str, points: dict[int, float], **changes: str) -> list[dict[str, str]]:
+    row = {"trained_on": "gap", "model": model, "seed": "0", "seconds": "300"} | changes
+    return [
+        row | {"trained": str(30 * number), "step": str(step), "val_mae": str(error)}
+        for number, (step, error) in enumerate(points.items(), 1)
+    ]
+
+
+def test_equal_steps_are_interpolated_in_the_logarithm(study):
+    steps = module("pairs").equal_steps
+    host = curve("equiformer", {100: 90.0, 200: 40.0, 300: 10.0})
+    _, _, row, _, caution, _ = steps([*host, *curve("est_ga", {80: 80.0, 250: 22.0})])
+    # 40 to 10: 20 in the middle.
+    assert row == (
+        "| Equiformer + EST (EST + GA) | Equiformer | gap (meV) | 250 | 20 | 22 | +10.0% | "
+        "+120.0% |"
+    )
+    assert "learning rates" in caution
+    # Nothing in common, or not the same target.
+    assert steps([*host, *curve("est_ga", {20: 80.0, 90: 70.0})]) == []
+    assert steps([*host, *curve("est_ga", {80: 80.0, 250: 22.0}, trained_on="homo")]) == []
+    # Of several seeds, the mean at the fewest steps.
+    again = curve("equiformer", {100: 90.0, 250: 60.0}, seed="1")
+    _, _, row, *_ = steps([*host, *again, *curve("est_ga", {80: 80.0, 260: 22.0})])
+    assert "| gap (meV) | 250 | 40 |" in row
+
+
+def test_lengths_are_not_mixed_and_the_longest_is_last(study, tmp_path):
+    tables, report = module("tables"), module("report")
+    for seconds, errors_ in (("1200", (20.0, 10.0)), ("300", (50.0, 60.0))):
+        for model, error in zip(("gotennet", "est_gata"), errors_, strict=True):
+            row = dict.fromkeys(tables.TRAININGS, "1") | {
+                "target": "gap", "trained_on": "gap", "model": model, "seconds": seconds,
+                "test_mae": error, "epochs": "3" if seconds == "300" else "12",
+            }  # fmt: skip
+            points = curve(model, {10: 2 * error, 20: error}, seconds=seconds)
+            training = module("training").Training(model, "gap", 0, float(seconds))
+            tables.Tables(tmp_path).add(training, {"rows": [row], "curve": points})
+    page = report.write_page(tmp_path).read_text()
+    _, short, long = page.split("\n## ")[:3]
+    assert short.startswith("300 s, one model a target")
+    assert "| gap (meV) | **50** | 60 | +20.0% |" in short
+    assert long.startswith("1200 s, one model a target")
+    assert "| gap (meV) | 20 | **10** | -50.0% |" in long
+    for part, seconds in ((short, 300), (long, 1200)):
+        heads = [line for line in part.splitlines() if line.startswith("### ")]
+        assert len(heads) == 4
+        assert all(f"{seconds} s" in head for head in heads)
+    assert "300 or 1200 s of training each" in page
+    found = module("figure").panels(tables.Tables(tmp_path).curves)
+    assert found == [("gap", "300"), ("gap", "1200")]
 
 
 def test_extrapolation_needs_two_lengths_and_follows_their_power(study):
@@ -195,10 +296,10 @@ def test_the_best_rate_of_the_sweep_is_taken_and_it_is_no_other_training(study, 
     assert training("est", "gap", 0, 60.0, 5e-4).key not in tables.done()
 
 
-def queue(study, tmp_path, script, seconds: float, gpus, **changes):
+def queue(study, tmp_path, script, seconds: float, gpus, ahead=False, **changes):
     settings = module("training").Settings(out=str(tmp_path / "out"), data="data", **changes)
     deadline = time.perf_counter() + seconds
-    return module("queue").Queue(settings, script, gpus, deadline, overhead=0.0)
+    return module("queue").Queue(settings, script, gpus, deadline, overhead=0.0, ahead=ahead)
 
 
 def trainings(*targets: str, seconds: float = 1.0):
@@ -221,7 +322,9 @@ def test_every_gpu_trains_one_after_the_other(study, tmp_path, script, monkeypat
 
 
 def test_several_share_a_gpu_where_that_is_asked_for(study, tmp_path, script):
-    assert queue(study, tmp_path, script, 60, [0, 1], per_gpu=2).slots == [0, 1, 0, 1]
+    lanes = queue(study, tmp_path, script, 60, [0, 1], per_gpu=2, ahead=True).lanes
+    assert [lane.gpu for lane in lanes] == [0, 1, 0, 1]
+    assert len({lane.lock for lane in lanes}) == 4
 
 
 def test_time_is_a_hard_limit_and_what_is_finished_stays(study, tmp_path, script):
@@ -236,6 +339,128 @@ def test_time_is_a_hard_limit_and_what_is_finished_stays(study, tmp_path, script
     assert failed == []
     # Too long to begin, ended, and never begun.
     assert [one.target for one in left] == ["lumo", "r2", "gap"]
+
+
+def test_the_next_one_is_started_ahead_and_waits(study, tmp_path, script):
+    results = {}
+    made = queue(study, tmp_path, script, 60, [None], ahead=True)
+    wanted = trainings("alpha", "mu", "gap", "homo", seconds=0.1)
+    failed, left = made.run(wanted, lambda t, result: results.update({t.target: result}))
+    assert [one.target for one in failed] == ["mu"]
+    assert left == []
+    assert list(results) == ["alpha", "gap", "homo"]
+    for before, after in pairwise(results.values()):
+        # Started while the other one trained, not before its turn; trained when it had ended.
+        assert before["began"] < after["started"] < before["ended"] <= after["began"]
+    # Their 0.8 s without the 0.1 s of training, and without those of waiting.
+    assert 0.6 < made.beside < min(r["ended"] - r["started"] for r in [*results.values()][1:])
+
+
+def test_with_several_gpus_each_has_one_ahead(study, tmp_path, script, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
+    results = {}
+    made = queue(study, tmp_path, script, 60, [0, 1], ahead=True)
+    wanted = trainings("alpha", "gap", "homo", "lumo", seconds=0.1)
+    assert made.run(wanted, lambda t, r: results.update({t.target: r})) == ([], [])
+    assert results["alpha"]["gpu"] != results["gap"]["gpu"]
+    for gpu in ("4", "7"):
+        first, second = sorted(
+            (r for r in results.values() if r["gpu"] == gpu), key=lambda r: r["began"]
+        )
+        assert second["started"] < first["ended"] <= second["began"]
+    begun = [results[one.target]["started"] for one in wanted]
+    assert max(begun[:2]) < min(begun[2:])
+
+
+def test_the_time_of_the_one_in_front_counts(study, tmp_path, script):
+    results = {}
+    made = queue(study, tmp_path, script, 5, [None], ahead=True)
+    # Either fits alone; both do not: the first would train for 3 s as far as the queue can know.
+    wanted = trainings("alpha", "gap", seconds=3.0)
+    failed, left = made.run(wanted, lambda t, result: results.update({t.target: result}))
+    assert (failed, [one.target for one in left]) == ([], ["gap"])
+    assert list(results) == ["alpha"]
+
+
+def test_what_waits_ends_with_the_time_and_never_trains(study, tmp_path, script):
+    made = queue(study, tmp_path, script, 3, [None], ahead=True)
+    wanted = trainings("r2", "gap", "homo", seconds=0.1)
+    failed, left = made.run(wanted, lambda *_: pytest.fail("nothing ends by itself"))
+    assert (failed, [one.target for one in left]) == ([], ["r2", "gap", "homo"])
+    assert not list((tmp_path / "out" / "jobs").glob("*.result"))
+
+
+def test_a_turn_ends_with_its_process_even_if_a_worker_lives_on(study, tmp_path):
+    path = tmp_path / "gpu0.lock"
+    mine = os.open(path, os.O_RDWR | os.O_CREAT)
+    fcntl.lockf(mine, fcntl.LOCK_EX)
+    process = subprocess.Popen(
+        [sys.executable, "-c", TURN, str(path)],
+        stdout=subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": str(Path(study.__file__).parent)},
+        start_new_session=True,
+    )
+    try:
+        assert process.stdout.readline() == b"ready\n"
+        assert not select.select([process.stdout], [], [], 0.5)[0]
+        fcntl.lockf(mine, fcntl.LOCK_UN)
+        assert process.stdout.readline() == b"mine\n"
+        assert path.read_text() == str(process.pid)
+        mine = os.open(path, os.O_RDWR)
+        with pytest.raises(BlockingIOError):
+            fcntl.lockf(mine, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        process.kill()
+        process.wait()
+        fcntl.lockf(mine, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Its child is there still.
+        os.killpg(process.pid, 0)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.stdout.close()
+        os.close(mine)
+
+
+@pytest.mark.slow
+def test_a_training_that_is_ahead_takes_no_step_before_its_turn(study, tmp_path):
+    from est_ocp.data import write_qm9
+
+    write_qm9(tmp_path / "data", "subset")
+    module_ = module("training")
+    settings = module_.Settings(
+        out=str(tmp_path), data=str(tmp_path / "data"), batch_size=32, loader_workers=1,
+        untimed_steps=1, evaluations=1, eval_batches=1, overrides=["log_every=1"],
+    )  # fmt: skip
+    training = module_.Training("schnet", "alpha", 0, 1.0)
+    job, lock = tmp_path / "job.json", tmp_path / "cpu.lock"
+    content = {"training": asdict(training), "settings": asdict(settings), "turn": str(lock)}
+    job.write_text(json.dumps(content))
+    mine = os.open(lock, os.O_RDWR | os.O_CREAT)
+    fcntl.lockf(mine, fcntl.LOCK_EX)
+    log = tmp_path / "log"
+    with log.open("wb") as stream:
+        process = subprocess.Popen(
+            [sys.executable, study.__file__, "--out", str(tmp_path), "--worker", str(job)],
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        limit = time.monotonic() + 120
+        while "on_train_start" not in log.read_text() and time.monotonic() < limit:
+            assert process.poll() is None, log.read_text()
+            time.sleep(0.2)
+        time.sleep(3)
+        metrics = tmp_path / "runs" / training.name / "metrics.jsonl"
+        assert not metrics.exists() or '"train"' not in metrics.read_text()
+        assert process.poll() is None
+        os.close(mine)
+        assert process.wait(120) == 0, log.read_text()
+    finally:
+        process.kill()
+    assert '"train"' in metrics.read_text()
+    (row,) = json.loads(job.with_suffix(".result").read_text())["rows"]
+    # Waiting is no training.
+    assert 1 <= row["train_seconds"] < 3
+    assert row["all_seconds"] > 3
 
 
 def configured(training):

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +25,18 @@ GRACE = 10.0
 
 @dataclass
 class Running:
-    """A process and what it trains."""
+    """A process and what it trains.
+
+    Attributes
+    ----------
+    turn : float, optional
+        When it began to have its GPU; None while it prepares itself or waits.
+    """
 
     training: Training
     job: Path
-    gpu: int | None
     process: subprocess.Popen[bytes]
-    started: float
+    turn: float | None
 
     @property
     def log(self) -> Path:
@@ -54,6 +59,40 @@ class Running:
                     continue
 
 
+@dataclass
+class Lane:
+    """A GPU, or one's share of it, where one trains at a time.
+
+    Attributes
+    ----------
+    gpu : int, optional
+        None is the processor.
+    lock : Path, optional
+        File of :class:`qm9study.turn.GpuTurn`; None if only one process at a time is there.
+    running : list of Running
+        The one that trains, and one that waits for its end.
+    """
+
+    gpu: int | None
+    lock: Path | None
+    running: list[Running] = field(default_factory=list)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a process can start: nobody is there, or the only one has its turn."""
+        if self.lock is None or not self.running:
+            return not self.running
+        return len(self.running) == 1 and self.running[0].turn is not None
+
+    def look(self) -> None:
+        """Note whether the first one has its turn by now: its number is in the file then."""
+        first = self.running[0] if self.running else None
+        if first is None or first.turn is not None:
+            return
+        if self.lock.read_text() == str(first.process.pid):
+            first.turn = time.perf_counter()
+
+
 class Queue:
     """Run trainings one after the other on every GPU, or several at once on each.
 
@@ -69,6 +108,8 @@ class Queue:
         runs then is ended.
     overhead : float
         Seconds of a process besides those of training.
+    ahead : bool
+        Start the next process on a GPU while one trains there; it waits for its turn.
     """
 
     def __init__(
@@ -78,11 +119,19 @@ class Queue:
         gpus: Iterable[int | None],
         deadline: float,
         overhead: float = OVERHEAD,
+        ahead: bool = False,
     ) -> None:
         self.settings, self.script = settings, script
-        self.slots = [gpu for _ in range(settings.per_gpu) for gpu in gpus]
+        locks = Path(settings.out).resolve() / "turns"
+        self.lanes = [
+            Lane(gpu, locks / f"{_name(gpu)}-{share}.lock" if ahead else None)
+            for share in range(settings.per_gpu)
+            for gpu in gpus
+        ]
         self.deadline = deadline
         self.overhead = overhead
+        #: Seconds of a turn besides those of training, as far as measured.
+        self.beside: float | None = None
 
     def run(
         self,
@@ -104,49 +153,72 @@ class Queue:
             What failed, and what is left for a later call.
         """
         waiting = list(trainings)
-        free, running = list(self.slots), []
         failed: list[Training] = []
         left: list[Training] = []
+        for lane in self.lanes:
+            if lane.lock is not None:
+                lane.lock.parent.mkdir(parents=True, exist_ok=True)
+                lane.lock.write_text("")
         try:
-            while waiting or running:
-                while waiting and free:
-                    training = waiting.pop(0)
-                    if self._fits(training):
-                        running.append(self._start(training, free.pop(0)))
-                    else:
-                        print(f"== {training.name}: left for later", flush=True)
-                        left.append(training)
+            while waiting or any(lane.running for lane in self.lanes):
+                self._begin(waiting, left)
                 time.sleep(0.1)
-                for one in [one for one in running if one.process.poll() is not None]:
-                    running.remove(one)
-                    free.append(one.gpu)
-                    self._end(one, finished, failed, left)
+                for lane in self.lanes:
+                    lane.look()
+                    for one in [one for one in lane.running if one.process.poll() is not None]:
+                        lane.running.remove(one)
+                        self._end(one, finished, failed, left)
                 if time.perf_counter() > self.deadline:
+                    running = [one for lane in self.lanes for one in lane.running]
                     for one in running:
                         print(f"== {one.training.name}: out of time, ended", flush=True)
                     left += [one.training for one in running] + waiting
                     return failed, left
             return failed, left
         finally:
-            for one in running:
-                one.stop()
+            for lane in self.lanes:
+                # Who waits first, or it would get its turn.
+                while lane.running:
+                    lane.running.pop().stop()
 
-    def _fits(self, training: Training) -> bool:
-        seconds = training.seconds
-        if self.settings.pause_after is not None:
-            seconds = min(seconds, self.settings.pause_after)
-        return time.perf_counter() + seconds + self.overhead < self.deadline
+    def _begin(self, waiting: list[Training], left: list[Training]) -> None:
+        """Start, in their order, as many as there are places, each where it will end first."""
+        while waiting and (places := [lane for lane in self.lanes if lane.is_open]):
+            training = waiting.pop(0)
+            lane = min(places, key=lambda lane: self._end_of(training, lane))
+            if self._end_of(training, lane) < self.deadline:
+                lane.running.append(self._start(training, lane))
+            else:
+                print(f"== {training.name}: left for later", flush=True)
+                left.append(training)
 
-    def _start(self, training: Training, gpu: int | None) -> Running:
+    def _length(self, training: Training) -> float:
+        """Seconds that it trains in this call."""
+        pause = self.settings.pause_after
+        return training.seconds if pause is None else min(training.seconds, pause)
+
+    def _end_of(self, training: Training, lane: Lane) -> float:
+        """When a training that is started now in a lane will have ended."""
+        length = self._length(training)
+        alone = time.perf_counter() + length + self.overhead
+        if not lane.running:
+            return alone
+        front, beside = lane.running[0], self.overhead if self.beside is None else self.beside
+        return max(alone, front.turn + self._length(front.training) + length + 2 * beside)
+
+    def _start(self, training: Training, lane: Lane) -> Running:
         folder = Path(self.settings.out) / "jobs"
         folder.mkdir(parents=True, exist_ok=True)
         job = folder / f"{training.name}.json"
         job.with_suffix(".result").unlink(missing_ok=True)
         content = {"training": asdict(training), "settings": asdict(self.settings)}
+        content["turn"] = None if lane.lock is None else str(lane.lock)
         job.write_text(json.dumps(content))
         words = [sys.executable, str(self.script), "--out", self.settings.out, "--worker", str(job)]
+        gpu = lane.gpu
         place = "" if gpu is None else f" on GPU {gpu}"
-        print(f"== {training.name}{place}", flush=True)
+        wait = f", after {lane.running[0].training.name}" if lane.running else ""
+        print(f"== {training.name}{place}{wait}", flush=True)
         environment = dict(os.environ)
         if gpu is not None:
             visible = environment.get("CUDA_VISIBLE_DEVICES", "")
@@ -160,7 +232,8 @@ class Queue:
                 env=environment,
                 start_new_session=True,
             )
-        return Running(training, job, gpu, process, time.perf_counter())
+        turn = time.perf_counter() if lane.lock is None else None
+        return Running(training, job, process, turn)
 
     def _end(
         self,
@@ -170,6 +243,11 @@ class Queue:
         left: list[Training],
     ) -> None:
         result = one.result()
+        if result is not None and one.turn is not None:
+            # Less than nothing where most was trained in an earlier call.
+            beside = max(time.perf_counter() - one.turn - self._length(one.training), 0.0)
+            self.beside = max(self.beside or 0.0, beside)
+            self.overhead = max(self.overhead, beside)
         if result is None:
             end = one.log.read_text(errors="replace").splitlines()[-TAIL:]
             print("\n".join([f"   {one.training.name} failed, see {one.log}", *end]), flush=True)
@@ -182,6 +260,9 @@ class Queue:
             )
             left.append(one.training)
         else:
-            spent = time.perf_counter() - one.started
-            self.overhead = max(self.overhead, spent - one.training.seconds)
             finished(one.training, result)
+
+
+def _name(gpu: int | None) -> str:
+    """A GPU's name in those of files."""
+    return "cpu" if gpu is None else f"gpu{gpu}"

@@ -1,60 +1,12 @@
-"""What the study's figures say in words, and no more than their noise allows."""
+"""What trainings of several lengths say about longer ones."""
 
 from __future__ import annotations
 
 import math
 
 from est_ocp.qm9_targets import TARGETS
-from qm9study.models import HOSTS, LABELS
-from qm9study.tables import Row, mean, relative_noise, targets_of, values
-
-#: A difference of so many standard deviations is called one.
-DEVIATIONS = 2.0
-
-
-def verdicts(rows: list[Row]) -> list[str]:
-    """One line for each EST variant, host and target: which is better, and whether that is noise.
-
-    Parameters
-    ----------
-    rows : list of dict
-        Trainings of one length, each on one target or all on all.
-    """
-    noise = relative_noise(rows)
-    lines = []
-    for variant, hosts in HOSTS.items():
-        for target in targets_of(rows):
-            for host in hosts:
-                line = _verdict(rows, target, host, variant, noise)
-                lines += [line] if line else []
-    if lines and noise is None:
-        lines.append(
-            "- Each figure is one training; how much another seed would change it was not measured."
-        )
-    elif lines:
-        lines.append(
-            f"- Repeats with other seeds differ by {100 * noise:.1f}% (standard deviation, "
-            f"pooled); less than {DEVIATIONS:g} standard deviations of a difference count as noise."
-        )
-    return lines
-
-
-def _verdict(rows: list[Row], target: str, host: str, variant: str, noise: float | None) -> str:
-    own, est = (mean(rows, target, model, "test_mae") for model in (host, variant))
-    if own is None or est is None:
-        return ""
-    change = 100 * (est / own - 1)
-    text = (
-        f"- {target}: with EST's update in place of the feed-forward of {LABELS[host]} the error "
-        f"is {abs(change):.1f}% {'lower' if change < 0 else 'higher'} "
-        f"({own:.4g} to {est:.4g} {TARGETS[target].table_unit})"
-    )
-    if noise is None:
-        return text + "."
-    counts = [len(values(rows, target, model, "test_mae")) for model in (host, variant)]
-    deviation = 100 * noise * math.sqrt(sum(1 / count for count in counts))
-    within = abs(change) < DEVIATIONS * deviation
-    return text + (", inside the noise." if within else ", outside the noise.")
+from qm9study.models import LABELS
+from qm9study.tables import Row, mean, targets_of
 
 
 def extrapolations(rows: list[Row]) -> list[str]:

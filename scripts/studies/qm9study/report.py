@@ -1,4 +1,4 @@
-"""Figure and page of the study."""
+"""Page of the study."""
 
 from __future__ import annotations
 
@@ -7,14 +7,18 @@ from pathlib import Path
 
 from est_ocp.errors import ConfigError
 from est_ocp.qm9_targets import TARGETS
+from qm9study.figure import draw
 from qm9study.models import HOSTS, LABELS
-from qm9study.reading import extrapolations, verdicts
-from qm9study.tables import Row, Tables, main_seconds, mean, targets_of, values
+from qm9study.pairs import equal_steps, pair_tables
+from qm9study.reading import extrapolations
+from qm9study.tables import Row, Tables, error_text, mean, targets_of, values
 
 #: Commands that trained, one a line.
 COMMANDS = "commands.txt"
 #: Heading from which on a page is kept as it is.
 REMARKS = "\n## Remarks\n"
+#: Model to the host whose speed its own is compared with.
+HOST_OF = {model: host for est, (host, wide) in HOSTS.items() for model in (est, wide)}
 #: Test errors after the published schedules (300 to 1,000 epochs), in the tables' units: from the
 #: papers of Equiformer (arXiv 2206.11990) and of EST (arXiv 2505.23086, tables 3 and 11).
 PUBLISHED = {
@@ -33,32 +37,48 @@ PUBLISHED = {
 }  # fmt: skip
 
 
-def error_text(found: list[float]) -> str:
-    """A mean, with its standard deviation where there are several."""
-    text = f"{statistics.fmean(found):.4g}"
-    return text + (f" ± {statistics.stdev(found):.2g}" if len(found) > 1 else "")
+def speed_table(rows: list[Row]) -> str:
+    """Markdown table of what the models cost; means over trainings.
+
+    Parameters
+    ----------
+    rows : list of dict
+        Trainings of one length, each on one target or all on all.
+    """
+    lines = [
+        "| model | parameters | molecules/s | of its host's | steps | epochs | peak GiB | "
+        "arithmetic |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    names = ("parameters", "molecules_per_second", "steps", "epochs", "peak_gib")
+    costs = {
+        model: [statistics.fmean(float(row[name]) for row in found) for name in names]
+        for model in LABELS
+        if (found := [row for row in rows if row["model"] == model])
+    }
+    for model, (parameters, rate, steps, epochs, memory) in costs.items():
+        host = costs.get(HOST_OF.get(model))
+        speeds = sorted({row["speed"] for row in rows if row["model"] == model})
+        lines.append(
+            f"| {LABELS[model]} | {parameters / 1e6:.2f}M | {rate:.0f} | "
+            f"{f'{rate / host[1]:.2f}' if host else ''} | {steps:.0f} | {epochs:.1f} | "
+            f"{memory:.1f} | {'; '.join(speeds)} |"
+        )
+    return "\n".join(lines)
 
 
 def table(rows: list[Row], target: str) -> str:
     """Markdown table of one target, of trainings on it alone."""
     unit = TARGETS[target].table_unit
-    lines = [
-        f"| model | parameters | lr | epochs | molecules/s | GiB | val MAE ({unit}) | "
-        f"test MAE ({unit}) |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    lines = [f"| model | lr | val MAE ({unit}) | test MAE ({unit}) |", "|---|---|---|---|"]
     for model, label in LABELS.items():
         tests = values(rows, target, model, "test_mae")
         if not tests:
             continue
-        names = ("parameters", "lr", "epochs", "molecules_per_second", "peak_gib", "val_mae")
-        parameters, lr, epochs, rate, memory, val = (mean(rows, target, model, n) for n in names)
-        lines.append(
-            f"| {label} | {parameters / 1e6:.2f}M | {lr:.2g} | {epochs:.1f} | {rate:.0f} | "
-            f"{memory:.1f} | {val:.4g} | {error_text(tests)} |"
-        )
+        lr, val = (mean(rows, target, model, name) for name in ("lr", "val_mae"))
+        lines.append(f"| {label} | {lr:.2g} | {val:.4g} | {error_text(tests)} |")
     for label, published in PUBLISHED.items():
-        lines.append(f"| *theirs: {label}* | | | | | | | {published[target]:g} |")
+        lines.append(f"| *theirs: {label}* | | | {published[target]:g} |")
     return "\n".join(lines)
 
 
@@ -66,23 +86,16 @@ def joint_table(rows: list[Row]) -> str:
     """Markdown table of models that were trained on all targets at once."""
     targets = targets_of(rows)
     heads = [f"{target} ({TARGETS[target].table_unit})" for target in targets]
-    lines = [
-        f"| model | parameters | lr | epochs | molecules/s | {' | '.join(heads)} |",
-        "|---|---|---|---|---|" + "---|" * len(targets),
-    ]
+    lines = [f"| model | lr | {' | '.join(heads)} |", "|---|---|" + "---|" * len(targets)]
     for model, label in LABELS.items():
         cells = [values(rows, target, model, "test_mae") for target in targets]
         if not all(cells):
             continue
-        names = ("parameters", "lr", "epochs", "molecules_per_second")
-        parameters, lr, epochs, rate = (mean(rows, targets[0], model, n) for n in names)
-        lines.append(
-            f"| {label} | {parameters / 1e6:.2f}M | {lr:.2g} | {epochs:.1f} | {rate:.0f} | "
-            f"{' | '.join(map(error_text, cells))} |"
-        )
+        lr = mean(rows, targets[0], model, "lr")
+        lines.append(f"| {label} | {lr:.2g} | {' | '.join(map(error_text, cells))} |")
     for label, published in PUBLISHED.items():
         cells = [f"{published[target]:g}" for target in targets]
-        lines.append(f"| *theirs, one model a target: {label}* | | | | | {' | '.join(cells)} |")
+        lines.append(f"| *theirs, one model a target: {label}* | | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -107,43 +120,6 @@ def sweep_table(sweep: list[Row]) -> str:
     return "\n".join(lines)
 
 
-def draw(curves: list[Row], path: Path) -> None:
-    """Plot validation errors against seconds of training, one panel a target."""
-    from est_ocp.evaluation.figures import pyplot
-
-    plt = pyplot()
-    names = [t for t in (*TARGETS, "all") if t in {row["trained_on"] for row in curves}]
-    columns = min(3, len(names))
-    lines = -(-len(names) // columns)
-    figure, axes = plt.subplots(lines, columns, figsize=(4.6 * columns, 3.6 * lines), squeeze=False)
-    for axis, target in zip(axes.flat, names, strict=False):
-        for model, label in LABELS.items():
-            points = [r for r in curves if (r["trained_on"], r["model"]) == (target, model)]
-            for number, run in enumerate(sorted({(r["seconds"], r["seed"]) for r in points})):
-                of_run = [r for r in points if (r["seconds"], r["seed"]) == run]
-                axis.plot(
-                    [float(row["trained"]) for row in of_run],
-                    [float(row["val_mae"]) for row in of_run],
-                    marker=".",
-                    color=f"C{list(LABELS).index(model)}",
-                    linestyle="-" if model in HOSTS else "--",
-                    label=None if number else label,
-                )
-        unit = "spreads, mean of all" if target == "all" else TARGETS[target].table_unit
-        axis.set(
-            title=target,
-            xlabel="seconds of training",
-            ylabel=f"validation MAE ({unit})",
-            yscale="log",
-        )
-    for axis in axes.flat[len(names) :]:
-        axis.set_visible(False)
-    axes.flat[0].legend(fontsize=7)
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
-
-
 def note_command(folder: Path, command: str) -> None:
     """Keep a command that trains, for the page, which may be written later."""
     path = folder / COMMANDS
@@ -164,29 +140,50 @@ def write_page(folder: Path) -> Path:
         draw(tables.curves, folder / "curves.png")
     except ConfigError as error:
         print(error)
-    seconds = main_seconds(rows)
-    compared = [row for row in rows if row["seconds"] == seconds]
-    alone = [row for row in compared if row["trained_on"] != "all"]
-    joint = [row for row in compared if row["trained_on"] == "all"]
-    lines = [*_introduction(folder, compared, seconds), *_method(compared, bool(sweep))]
+    lines = [*_introduction(folder, rows), *_method(rows, bool(sweep))]
     if (folder / "curves.png").is_file():
         lines += [
-            "Solid: with EST's update; dashed: hosts and peers.", "",
+            "Solid: with EST's update; dashed: hosts and peers; dotted: hosts with a wider "
+            "feed-forward. Panels of one target have the same scale.", "",
             "![Validation error against time](curves.png)", "",
         ]  # fmt: skip
-    found = [*verdicts(alone), *verdicts(joint)]
-    if found:
-        lines += ["## EST's update against the host's own feed-forward", "", *found, ""]
-    for target in targets_of(alone):
-        lines += [f"## {target}", "", table(alone, target), ""]
-    if joint:
-        lines += ["## One model for all twelve targets", "", joint_table(joint), ""]
-    lines += _longer(rows, seconds)
+    for seconds in lengths(rows):
+        for joint in (False, True):
+            lines += _section(tables, seconds, joint)
+    lines += _longer(rows)
     if sweep:
         lines += ["## Learning rates", "", *_sweep_words(sweep), sweep_table(sweep), ""]
     page = folder / "README.md"
     page.write_text("\n".join([*lines, *_remarks(page)]))
     return page
+
+
+def lengths(rows: list[Row]) -> list[str]:
+    """Seconds of trainings, the longest last."""
+    return sorted({row["seconds"] for row in rows}, key=float)
+
+
+def _section(tables: Tables, seconds: str, joint: bool) -> list[str]:
+    """Everything about trainings of one length, on one target each or on all at once."""
+    rows, curves = (
+        [r for r in of if r["seconds"] == seconds and (r["trained_on"] == "all") == joint]
+        for of in (tables.trainings, tables.curves)
+    )
+    if not rows:
+        return []
+    what = "one model for all twelve targets" if joint else "one model a target"
+    length = f"{float(seconds):g} s"
+    lines = [f"## {length}, {what}", "", f"### Speed, {length}", "", speed_table(rows), ""]
+    pairs, steps = pair_tables(rows), equal_steps(curves)
+    if pairs:
+        lines += [f"### EST's update against the host's own feed-forward, {length}", "", *pairs]
+    if steps:
+        lines += [f"### The same at equal steps, trainings of {length}", "", *steps]
+    if joint:
+        return [*lines, f"### Test MAE, {length}", "", joint_table(rows), ""]
+    for target in targets_of(rows):
+        lines += [f"### {target}, {length}", "", table(rows, target), ""]
+    return lines
 
 
 def _remarks(page: Path) -> list[str]:
@@ -197,9 +194,10 @@ def _remarks(page: Path) -> list[str]:
     return [heading.strip(), *text.splitlines(), ""] if heading else []
 
 
-def _introduction(folder: Path, rows: list[Row], seconds: str) -> list[str]:
+def _introduction(folder: Path, rows: list[Row]) -> list[str]:
     noted = folder / COMMANDS
     commands = noted.read_text().splitlines() if noted.is_file() else []
+    seconds = " or ".join(f"{float(length):g}" for length in lengths(rows))
     cards = ", ".join(sorted({f"{r['card']} (PyTorch {r['torch']})" for r in rows}))
     return [
         "# QM9: hosts, hosts with EST, and peers at equal time",
@@ -207,7 +205,7 @@ def _introduction(folder: Path, rows: list[Row], seconds: str) -> list[str]:
         "Question: after the same minutes on the same GPU, is a model better with EST's update "
         "block in place of its own feed-forward, and how do both stand among their peers?",
         "",
-        f"Machine: {cards}. {float(seconds):g} s of training each.",
+        f"Machine: {cards}. {seconds} s of training each.",
         "",
         *[f"    {command}" for command in commands],
         "",
@@ -217,7 +215,6 @@ def _introduction(folder: Path, rows: list[Row], seconds: str) -> list[str]:
 def _method(rows: list[Row], swept: bool) -> list[str]:
     epochs = [float(row["epochs"]) for row in rows]
     shared = sorted({int(row["per_gpu"]) for row in rows})
-    speeds = "; ".join(sorted({row["speed"] for row in rows}))
     rates = (
         "the peak learning rate is each model's best of a sweep (below)"
         if swept
@@ -233,7 +230,7 @@ def _method(rows: list[Row], swept: bool) -> list[str]:
         "Method: all models share data, split, readouts, batch size, optimiser, schedule and "
         f"seeds; {rates}. The learning rate follows the clock down to a hundredth. Evaluations and "
         "the first steps, in which layers are compiled and CUDA graphs captured, do not count. "
-        f"{card} Arithmetic: {speeds}. Host and host + EST differ in the update block alone; "
+        f"{card} Host and host + EST differ in the update block alone; "
         "'wider feed-forward' is the host with as many parameters as with EST.",
         "",
         f"These are {min(epochs):.1f} to {max(epochs):.1f} passes over the training set, where the "
@@ -246,14 +243,14 @@ def _method(rows: list[Row], swept: bool) -> list[str]:
     ]
 
 
-def _longer(rows: list[Row], seconds: str) -> list[str]:
+def _longer(rows: list[Row]) -> list[str]:
     found = []
     for kind in (False, True):
         found += extrapolations([r for r in rows if (r["trained_on"] == "all") == kind])
     if not found:
         return [
-            f"No training was longer than {float(seconds):g} s. Within one, the falling learning "
-            "rate shapes the curve; where a longer schedule would end cannot be read off it.",
+            "No model was trained for more than one length. Within one, the falling learning rate "
+            "shapes the curve; where a longer schedule would end cannot be read off it.",
             "",
         ]
     return ["## Longer trainings", "", *found, ""]

@@ -80,12 +80,6 @@ class Tables:
         return float(min(rows, key=lambda r: float(r["val_mae"]))["lr"]) if rows else None
 
 
-def main_seconds(rows: list[Row]) -> str:
-    """Length of most trainings, which the tables compare."""
-    lengths = [row["seconds"] for row in rows]
-    return max(sorted(set(lengths), key=float), key=lengths.count)
-
-
 def targets_of(rows: list[Row]) -> list[str]:
     """Targets with a finished training, in QM9's order."""
     present = {row["target"] for row in rows}
@@ -101,6 +95,12 @@ def mean(rows: list[Row], target: str, model: str, column: str) -> float | None:
     """Mean of a column over the seeds of one model and target."""
     found = values(rows, target, model, column)
     return statistics.fmean(found) if found else None
+
+
+def error_text(found: list[float]) -> str:
+    """A mean, with its standard deviation where there are several."""
+    text = f"{statistics.fmean(found):.4g}"
+    return text + (f" ± {statistics.stdev(found):.2g}" if len(found) > 1 else "")
 
 
 def relative_noise(rows: list[Row]) -> float | None:

@@ -126,8 +126,23 @@ def overrides(training: Training, settings: Settings) -> list[str]:
     return [*words, *settings.overrides]
 
 
-def run(training: Training, settings: Settings) -> dict[str, Any]:
+def turn_overrides(lock: str | None) -> list[str]:
+    """What lets a training wait for its turn, if a lock file is named."""
+    if lock is None:
+        return []
+    name = "+runner.callbacks.turn"
+    return [f"{name}._target_=qm9study.turn.GpuTurn", f"{name}.path={lock}"]
+
+
+def run(training: Training, settings: Settings, turn: str | None = None) -> dict[str, Any]:
     """Train, or go on where an earlier call paused, and evaluate the averaged weights.
+
+    Parameters
+    ----------
+    training : Training
+    settings : Settings
+    turn : str, optional
+        Lock file; the training waits until no other process holds it.
 
     Returns
     -------
@@ -150,7 +165,8 @@ def run(training: Training, settings: Settings) -> dict[str, Any]:
     distutils.cleanup()
     GlobalHydra.instance().clear()
     try:
-        main(argparse.Namespace(config=config), overrides(training, settings))
+        words = [*overrides(training, settings), *turn_overrides(turn)]
+        main(argparse.Namespace(config=config), words)
     finally:
         distutils.cleanup()
         # fairchem points this at the run's log folder.
