@@ -9,16 +9,22 @@ from torch import nn
 
 from est_ocp.errors import ConfigError
 from est_ocp.nn.coefficient_index import degree_of_coefficient
-from est_ocp.sphere import ConstantBuffers, SphereRule, spherical_harmonics
+from est_ocp.nn.small_products import pad_points
+from est_ocp.sphere import (
+    ConstantBuffers,
+    SphereRule,
+    sphere_attention_bias,
+    spherical_harmonics,
+)
 
 
 class CoefficientNorm(nn.Module):
-    """:class:`est_ocp.nn.SphereNorm` of a band-limited feature, without going to the points.
+    """Parameters of a :class:`est_ocp.nn.SphereNorm` of a feature given by coefficients.
 
-    The mean over the sphere of a squared feature is the sum of its squared coefficients
-    (component normalisation), so ``y = (x - mean_c x) / sqrt(sum_i n_i mean_c x_i^2 + eps)``, where
-    ``x`` in the root is centred too. Then channels are scaled, and the bias, a constant on the
-    sphere, is added to the scalars. Strictly equivariant; at least float32.
+    The norm is ``y = (x - mean_c x) / sqrt(variance + eps) * weight``, plus the bias in the
+    scalars; the variance is the mean over the sphere and the channels of ``(x - mean_c x)^2``. It
+    is never applied as such: whoever has the variance multiplies small tensors by the inverse
+    deviation, and folds weight and bias into the linear map that follows.
 
     Parameters
     ----------
@@ -35,16 +41,13 @@ class CoefficientNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
 
-    def forward(self, x: torch.Tensor, multiplicity: torch.Tensor | None = None) -> torch.Tensor:
-        """Normalise ``x`` [E, I, D], scalars first; ``multiplicity`` [I] is ``n_i``, default 1."""
-        with torch.autocast(x.device.type, enabled=False):
-            x = x.to(torch.promote_types(x.dtype, self.weight.dtype))
-            centred = x - x.mean(dim=-1, keepdim=True)
-            square = centred.square().mean(dim=-1)
-            variance = square.sum(-1) if multiplicity is None else square @ multiplicity
-            y = centred * torch.rsqrt(variance + self.eps)[:, None, None] * self.weight
-            scalars, rest = y.split((1, y.shape[1] - 1), dim=1)
-            return torch.cat((scalars + self.bias, rest), dim=1)
+    def inverse_deviation(self, variance: torch.Tensor) -> torch.Tensor:
+        """Factor of the centred feature, of the shape of its ``variance``."""
+        return torch.rsqrt(variance + self.eps)
+
+    def bias_after(self, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        """Bias [H] of the norm and the map ``weight`` [H, D] with ``bias`` [H] behind it."""
+        return bias + (weight * self.bias).sum(dim=1)
 
     def extra_repr(self) -> str:
         return f"channels={self.channels}, eps={self.eps}"
@@ -68,9 +71,15 @@ class AxialAttention(ConstantBuffers):
     ``sum_l [sum_t P_st z_l(t)] V_l``. The same numbers as :class:`est_ocp.nn.SphericalAttention`
     gives for queries from the one feature and keys and values from the other, but no tensor
     [E, S, D] is made. ``z_0 = 1``: its key shifts all logits of a query alike and is left out, its
-    value is the same at all points. The constant bias (relative orientation and the logarithms of
-    the weights) is carried by four more components of the same product, so that kernels without
-    a mask serve.
+    value is the same at all points.
+
+    Nor are there queries: ``Q_i . K_l = x_i . k_l`` with ``x`` the centred feature and the
+    `probes` ``k_l``, to which the query's norm and map are applied transposed. Of them there are
+    L a head, of the queries ``(L + 1)^2``. The caller multiplies both, see :meth:`vectors` and
+    :meth:`functions`.
+
+    Points are filled up to S', a multiple of four, for fast products; nothing attends to the
+    added ones.
 
     Parameters
     ----------
@@ -84,17 +93,12 @@ class AxialAttention(ConstantBuffers):
         Must divide `channels`.
     relative_orientation, quadrature : bool
         As of :class:`est_ocp.nn.SphericalAttention`.
-    fused : bool
-        PyTorch's fused kernels; off where second derivatives are needed.
 
     Raises
     ------
     ConfigError
         If `num_heads` does not divide `channels` or there is no degree above 0.
     """
-
-    #: Edges that share one row of a kernel's grid, whose size CUDA limits to 65,535 rows.
-    FOLD = 16
 
     def __init__(
         self,
@@ -104,8 +108,6 @@ class AxialAttention(ConstantBuffers):
         num_heads: int = 1,
         relative_orientation: bool = True,
         quadrature: bool = True,
-        *,
-        fused: bool = True,
     ) -> None:
         super().__init__()
         if num_heads < 1 or channels % num_heads:
@@ -117,7 +119,7 @@ class AxialAttention(ConstantBuffers):
             raise ConfigError(f"attention on the sphere needs degrees of 1 or more, got {lmax}")
         self.channels, self.lmax, self.num_heads = channels, lmax, num_heads
         self.head_channels = channels // num_heads
-        self.fused = fused
+        self.num_functions = lmax * num_heads
         self.scale = 1.0 / math.sqrt(self.head_channels)
         self.query_norm = CoefficientNorm(channels)
         self.context_norm = CoefficientNorm(channels)
@@ -126,25 +128,15 @@ class AxialAttention(ConstantBuffers):
         self.value = nn.Linear(channels, channels, bias=False)
         self.out = nn.Linear(channels, channels)
         degrees = torch.arange(lmax + 1, dtype=torch.float64)
+        harmonics = pad_points(spherical_harmonics(rule.points, lmax).T)
         of_degree = degree_of_coefficient(lmax)[:, None] == torch.arange(1, lmax + 1)
-        self.register_constant("multiplicity", 2 * degrees + 1)
-        self.register_constant("of_degree", of_degree.double())
-        self.register_constant("harmonics", spherical_harmonics(rule.points, lmax))
-        query_part, key_part = self._bias_factors(rule, relative_orientation, quadrature)
-        self.register_constant("query_part", query_part)
-        self.register_constant("key_part", key_part)
+        # [I, L * S']: harmonics of a direction to z_l at all points.
+        axial = (of_degree[:, :, None] * harmonics[:, None]).flatten(1)
+        bias = sphere_attention_bias(rule, self.scale, relative_orientation, quadrature)
+        self.register_constant("mean_square", (2 * degrees + 1) / channels)
+        self.register_constant("axial", axial)
+        self.register_constant("point_bias", pad_points(pad_points(bias, -torch.inf).T).T)
         self.reset_parameters()
-
-    def _bias_factors(
-        self, rule: SphereRule, relative_orientation: bool, quadrature: bool
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Factors [S, 4 + padding] of the constant bias; with the degrees a multiple of 8 wide."""
-        size = rule.num_points
-        points = rule.points if relative_orientation else torch.zeros_like(rule.points)
-        logarithms = torch.log(size * rule.weights)[:, None] * float(quadrature)
-        padding = torch.zeros(size, -(self.lmax + 4) % 8, dtype=torch.float64)
-        query = (self.scale * points, torch.ones_like(logarithms), padding)
-        return torch.cat(query, dim=1), torch.cat((points, logarithms, padding), dim=1)
 
     def reset_parameters(self) -> None:
         """Draw weights uniformly in ``+-1/sqrt(channels)``; the output bias starts at zero."""
@@ -153,80 +145,84 @@ class AxialAttention(ConstantBuffers):
             nn.init.uniform_(layer.weight, -bound, bound)
         nn.init.zeros_(self.out.bias)
 
-    def forward(
-        self, h: torch.Tensor, radial: torch.Tensor, edge_sh: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Attend.
+    def vectors(self, radial: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Vectors of channels behind logits and result.
 
         Parameters
         ----------
-        h : Tensor [E, (L+1)**2, D]
-            Coefficients of the feature that the queries come from.
         radial : Tensor [E, L + 1, D]
             ``R_l``.
+
+        Returns
+        -------
+        probes : Tensor [E, L * num_heads, D]
+            By degree, then head. Their scalar products with the centred ``x_i``, times the
+            inverse deviation of ``x``, are the logits' coefficients, but for what the norm's bias
+            adds to the scalars: that is the sum of a probe's channels.
+        coefficients : Tensor [E, L * num_heads, D]
+            What multiplies the functions in the result, the output map included, centred.
+        constant : Tensor [E, 1, D]
+            The same of ``l = 0``: the part of the result that is equal at all points.
+        """
+        norm = self.context_norm
+        with torch.autocast(radial.device.type, enabled=False):
+            radial = radial.to(torch.promote_types(radial.dtype, norm.weight.dtype))
+            centred = radial - radial.mean(dim=-1, keepdim=True)
+            variance = centred.square().sum(dim=-1) @ self.mean_square
+            factor = norm.inverse_deviation(variance).unsqueeze(-1) * norm.weight
+            context = centred * factor.unsqueeze(1)
+            to_probes, to_result = self._maps()
+            of_scalars = to_result.sum(dim=0)
+            bias = torch.addmv(self.out.bias - self.out.bias.mean(), of_scalars, norm.bias)
+            maps = torch.cat((to_probes, to_result)).flatten(0, 1)
+        scalars, rest = context.split((1, self.lmax), dim=1)
+        constant = nn.functional.linear(scalars, of_scalars, bias)
+        both = nn.functional.linear(rest, maps).unflatten(-1, (2, self.num_heads, -1))
+        probes, coefficients = (part.flatten(1, 2) for part in both.unbind(2))
+        return probes, coefficients, constant
+
+    def _maps(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Maps [H, D, D] from the normalised context to probes and to centred coefficients."""
+        query, key, value = (
+            layer.weight.unflatten(0, (self.num_heads, -1))
+            for layer in (self.query, self.key, self.value)
+        )
+        out = self.out.weight.unflatten(1, (self.num_heads, -1)).transpose(0, 1)
+        to_result = torch.bmm(out, value)
+        to_result = to_result - to_result.mean(dim=1, keepdim=True)
+        product = torch.bmm(query.mT * self.scale, key)
+        # Probes meet centred vectors alone, so their mean is free to carry the norm's bias.
+        norm = self.query_norm
+        surplus = torch.matmul((norm.bias - norm.weight) / self.channels, product)
+        to_probes = torch.addcmul(surplus.unsqueeze(1), norm.weight[:, None], product)
+        return to_probes, to_result
+
+    def functions(self, logit_factors: torch.Tensor, edge_sh: torch.Tensor) -> torch.Tensor:
+        """What attention makes of ``z_l`` for ``l >= 1``.
+
+        Parameters
+        ----------
+        logit_factors : Tensor [E, L * num_heads, S']
+            ``sum_i Y_i(p_s) (Q_i . K_l)``, by degree, then head; at least float32.
         edge_sh : Tensor [E, (L+1)**2]
             Harmonics of the edges' directions.
 
         Returns
         -------
-        functions : Tensor [E, S, num_heads * L]
-            ``sum_t P_st z_l(t)`` for ``l >= 1``, by head, then degree.
-        coefficients : Tensor [E, num_heads * L, D]
-            What multiplies them in the result, the output map included.
-        constant : Tensor [E, D]
-            The same of ``l = 0``: the part of the result that is equal at all points. The
-            result at a point is ``constant + functions @ coefficients``.
+        Tensor [E, L * num_heads, S']
+            ``sum_t P_st z_l(t)``, by degree, then head. What it is at added points means nothing.
         """
-        query = self.query(self.query_norm(h)).unflatten(-1, (self.num_heads, -1))
-        context = self.context_norm(radial, self.multiplicity)
-        key = self.key(context[:, 1:]).unflatten(-1, (self.num_heads, -1))
-        with torch.autocast(h.device.type, enabled=False):
-            # In float32: the logits' factors, small tensors.
-            precise = torch.promote_types(query.dtype, self.harmonics.dtype)
-            overlap = torch.einsum("eihd,elhd->ehil", query.to(precise), key.to(precise))
-            logit_factors = torch.matmul(self.harmonics, overlap * self.scale)
-            axial = torch.matmul(self.harmonics, edge_sh.to(precise).unsqueeze(-1) * self.of_degree)
-            functions = self._attend(logit_factors, axial, query.dtype)
-        value = self.value(context)
-        constant = self.out(value[:, 0])
-        value = value[:, 1:].unflatten(-1, (self.num_heads, -1))
-        weight = self.out.weight.unflatten(-1, (self.num_heads, -1))
-        coefficients = torch.einsum("elhd,ohd->ehlo", value, weight.to(value.dtype)).flatten(1, 2)
-        return functions.transpose(1, 2).flatten(2), coefficients, constant
+        size = logit_factors.shape[-1]
+        axial = (edge_sh.to(logit_factors.dtype) @ self.axial).unflatten(-1, (self.lmax, size))
+        query = logit_factors.unflatten(1, (self.lmax, self.num_heads)).transpose(1, 2)
+        axial = axial.unsqueeze(1).expand_as(query)
+        functions = self._attend(query.flatten(0, 1), axial.flatten(0, 1))
+        return functions.unflatten(0, query.shape[:2]).transpose(1, 2).flatten(1, 2)
 
-    def _attend(
-        self, logit_factors: torch.Tensor, axial: torch.Tensor, dtype: torch.dtype
-    ) -> torch.Tensor:
-        """Softmax-weighted means [E, heads, S, L] of ``axial`` [E, S, L] in ``dtype``."""
-        query = _append(logit_factors, self.query_part)
-        key = _append(axial, self.key_part)[:, None].expand_as(query)
-        value = axial[:, None].expand_as(logit_factors)
-        if self.fused:
-            return self._attend_fused(query.to(dtype), key.to(dtype), value.to(dtype))
-        weights = torch.softmax(torch.matmul(query, key.transpose(-1, -2)), dim=-1)
-        return torch.matmul(weights, value).to(dtype)
-
-    def _attend_fused(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        # The kernels want values as wide as the keys; the softmax accumulates in float32.
-        v = nn.functional.pad(v, (0, q.shape[-1] - v.shape[-1]))
-        num_edges = q.shape[0]
-        q, k, v = (self._fold(x) for x in (q, k, v))
-        out = nn.functional.scaled_dot_product_attention(q, k, v, scale=1.0)
-        out = out.reshape(-1, self.num_heads, *out.shape[-2:])
-        return out[:num_edges, ..., : self.lmax]
-
-    def _fold(self, x: torch.Tensor) -> torch.Tensor:
-        """[E, H, S, d] to [ceil(E / FOLD), FOLD * H, S, d], filled up with zeros."""
-        x = nn.functional.pad(x, (0, 0, 0, 0, 0, 0, 0, -x.shape[0] % self.FOLD))
-        return x.reshape(x.shape[0] // self.FOLD, self.FOLD * self.num_heads, *x.shape[-2:])
+    def _attend(self, query: torch.Tensor, axial: torch.Tensor) -> torch.Tensor:
+        """Softmax-weighted means [E * heads, L, S'] of ``axial``, of the same shape."""
+        logits = torch.baddbmm(self.point_bias, query.mT, axial)
+        return torch.bmm(axial, torch.softmax(logits, dim=-1).mT)
 
     def extra_repr(self) -> str:
-        return (
-            f"channels={self.channels}, lmax={self.lmax}, num_heads={self.num_heads}, "
-            f"fused={self.fused}"
-        )
-
-
-def _append(x: torch.Tensor, constant: torch.Tensor) -> torch.Tensor:
-    """Concatenate ``x`` [..., S, a] and ``constant`` [S, b]."""
-    return torch.cat((x, constant.to(x.dtype).expand(*x.shape[:-1], -1)), dim=-1)
+        return f"channels={self.channels}, lmax={self.lmax}, num_heads={self.num_heads}"

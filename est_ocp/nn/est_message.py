@@ -9,9 +9,10 @@ from torch import nn
 
 from est_ocp.errors import ConfigError
 from est_ocp.nn.axial_attention import AxialAttention, CoefficientNorm
+from est_ocp.nn.coefficient_index import degree_of_coefficient
+from est_ocp.nn.edge_rows import EdgeRows
 from est_ocp.nn.expert_gate import EdgeExpertGate
 from est_ocp.nn.gather import gather
-from est_ocp.nn.harmonic_edge_embedding import scale_harmonics
 from est_ocp.nn.radial_mlp import RadialMLP
 from est_ocp.nn.scatter import scatter_sum
 from est_ocp.nn.so3_linear import SO3Linear
@@ -42,14 +43,14 @@ class ESTMessageBlock(ConstantBuffers):
     :class:`est_ocp.nn.ESTUpdateBlock`) and the divisor. Norms are those over the whole sphere
     (:class:`est_ocp.nn.SphereNorm`), taken from coefficients where they are exact.
 
-    What is computed where: ``A``, ``B`` and ``O`` once a node. ``f`` at the points is a product of
-    ``J = (L+1)^2 + num_heads L`` functions on the sphere, the harmonics and those that attention
-    makes (:class:`AxialAttention`), with ``J`` vectors of channels, so norm and first map of the
-    experts act on those ``J`` rows instead of S points, and the only tensor as large as
-    [E, S, hidden] is the experts' hidden activation. The inverse transform, the sum over
-    neighbours and the experts' second maps are linear: activations are transformed back and summed
-    over edges first, and the second maps act once a node. Gate and envelope multiply the
-    coefficients of the activations, of which there are fewer than points.
+    What is computed where: ``A``, ``B`` and ``O`` once a node. An edge's features are ``J`` rows of
+    channels: ``(L+1)^2`` of ``h``, one constant and ``num_heads L`` that attention makes
+    (:class:`AxialAttention`), each with a function on the sphere. Norm and first map of the experts
+    act on these rows instead of S points, and the only tensor as large as [E, S, hidden] is the
+    experts' hidden activation. The rows are centred, on the nodes and in weights, so that norms
+    need the rows' scalar products alone; their means, and all constants, are carried by one more
+    row of ones. The inverse transform and the experts' second maps are linear: activations are
+    transformed back first, mapped, multiplied by gate and envelope and summed over edges.
 
     Parameters
     ----------
@@ -80,7 +81,8 @@ class ESTMessageBlock(ConstantBuffers):
     lmin_out, lmax_out : int, optional
         Degrees of the output; default all.
     fused_attention : bool
-        PyTorch's fused attention kernels; off if second derivatives are needed.
+        Use the fused kernel of the experts' activation where it applies; off if second derivatives
+        are needed.
 
     Attributes
     ----------
@@ -134,7 +136,7 @@ class ESTMessageBlock(ConstantBuffers):
         self.target = SO3Linear(channels, width, lmax, bias=False)
         self.radial = RadialMLP([*radial_channels, (lmax + 1) * width])
         self.attention = AxialAttention(
-            width, lmax, rule, num_heads, relative_orientation, quadrature, fused=fused_attention
+            width, lmax, rule, num_heads, relative_orientation, quadrature
         )
         self.gate = EdgeExpertGate(width, num_experts, top_k) if num_experts > 1 else None
         gain = math.sqrt(num_experts)
@@ -147,7 +149,7 @@ class ESTMessageBlock(ConstantBuffers):
             self.steerable = SteerableExperts(
                 width, steerable_expert_channels, num_steerable_experts, lmax, gain=gain
             )
-        self.transform = SphericalTransform(rule, lmax, inverse, low_precision=True)
+        self.transform = SphericalTransform(rule, lmax, inverse)
         self.map_out = SO3Linear(
             width,
             channels if out_channels is None else out_channels,
@@ -155,7 +157,10 @@ class ESTMessageBlock(ConstantBuffers):
             bias=False,
             lmin=lmin_out,
         )
-        self.register_constant("point_weights", rule.weights)
+        self.edge_rows = EdgeRows(rule, self.transform, self.attention)
+        self.fused = fused_attention
+        of_degree = degree_of_coefficient(lmax)[:, None] == torch.arange(lmax + 1)
+        self.register_constant("of_degree", of_degree.double())
 
     def forward(
         self,
@@ -186,26 +191,41 @@ class ESTMessageBlock(ConstantBuffers):
             At least float32; zero for nodes without edges.
         """
         source, target = edge_index[0], edge_index[1]
-        h = gather(self.source(x), source) + gather(self.target(x), target)
-        radial = self.radial(edge_scalars).unflatten(-1, (self.lmax + 1, self.hidden_channels))
-        message = h + scale_harmonics(edge_sh, radial)
+        h, mean = self._ends(x, source, target)
+        radial = self._radial(edge_scalars)
+        directions = edge_sh.to(h.dtype).unsqueeze(-1) * self.of_degree.to(h.dtype)
+        # h + e in one product: the means of h go with the row of ones.
+        message = torch.baddbmm(h, torch.cat((directions, mean), dim=-1), radial)
         weights = self._weights(message[:, 0], envelope)
         spherical, steerable = weights.tensor_split([self.num_spherical_experts], dim=1)
 
-        hidden = self._spherical_activation(h, radial, edge_sh)
-        hidden = self.transform.from_points(hidden).unflatten(-1, (self.num_spherical_experts, -1))
-        scale = (spherical * (self.lmax + 1)).to(hidden.dtype)
-        hidden = (hidden * scale[:, None, :, None]).flatten(-2)
-        out = self._project_spherical(
-            scatter_sum(hidden, target, len(x)), scatter_sum(spherical, target, len(x))
-        )
+        out = self._map_spherical(self._spherical_activation(h, radial, edge_sh), spherical)
         if self.steerable is not None:
-            hidden = self.steerable.activate(message, steerable)
-            out = out + self.steerable.project(
-                scatter_sum(hidden, target, len(x)), scatter_sum(steerable, target, len(x))
-            )
+            out = out + self.steerable(message, steerable)
+        out = scatter_sum(out, target, len(x))
+        out = out + self._spherical_bias(scatter_sum(spherical, target, len(x))).to(out.dtype)
         first, last = self.lmin_out**2, (self.lmax_out + 1) ** 2
         return self.map_out(out[:, first:last]).to(envelope.dtype)
+
+    def _ends(
+        self, x: torch.Tensor, source: torch.Tensor, target: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """``h`` [E, (L+1)**2, D], centred, and the means [E, (L+1)**2, 1] taken away."""
+        both = torch.stack((self.source(x), self.target(x)))
+        precise = both.to(torch.promote_types(both.dtype, torch.float32))
+        means = precise.mean(dim=-1, keepdim=True)
+        of_source, of_target = (precise - means).to(both.dtype).unbind()
+        h = gather(of_source, source) + gather(of_target, target)
+        of_source, of_target = means.to(both.dtype).unbind()
+        return h, gather(of_source, source) + gather(of_target, target)
+
+    def _radial(self, edge_scalars: torch.Tensor) -> torch.Tensor:
+        """``R_l`` and a row of ones, [E, L + 2, D], of one product."""
+        width, last = self.hidden_channels, self.radial.net[-1]
+        weight = nn.functional.pad(last.weight, (0, 0, 0, width))
+        bias = nn.functional.pad(last.bias, (0, width), value=1.0)
+        radial = nn.functional.linear(self.radial.net[:-1](edge_scalars), weight, bias)
+        return radial.unflatten(-1, (self.lmax + 2, width))
 
     def _weights(self, scalars: torch.Tensor, envelope: torch.Tensor) -> torch.Tensor:
         """Gate times envelope over the root of the average degree, [E, experts], >= float32."""
@@ -213,60 +233,37 @@ class ESTMessageBlock(ConstantBuffers):
         return faded if self.gate is None else self.gate(scalars) * faded
 
     def _spherical_activation(
-        self,
-        h: torch.Tensor,
-        radial: torch.Tensor,
-        edge_sh: torch.Tensor,
+        self, h: torch.Tensor, radial: torch.Tensor, edge_sh: torch.Tensor
     ) -> torch.Tensor:
-        """Hidden activations of all spherical experts at the points, [E, S, hidden]."""
-        band_limited = h / (self.lmax + 1)
-        functions, coefficients, constant = self.attention(band_limited, radial, edge_sh)
-        # Split, not sliced: the gradient of a slice is a tensor filled up with zeros.
-        scalars, rest = _split_scalars(band_limited)
-        rows = torch.cat((scalars + constant.unsqueeze(1), rest, coefficients), dim=1)
-        harmonics = self.transform.to_points_matrix.to(functions.dtype)
-        basis = torch.cat((harmonics.expand(len(h), -1, -1), functions), dim=-1)
-        experts = self.spherical
-        rows = nn.functional.linear(self._normalise(rows, basis), experts.weight_in.flatten(0, 1))
-        scalars, rest = _split_scalars(rows)
-        rows = torch.cat((scalars + experts.bias_in.flatten().to(rows.dtype), rest), dim=1)
-        return nn.functional.silu(torch.bmm(basis.to(rows.dtype), rows))
+        """Coefficients [E, (L+1)**2, hidden] of the spherical experts' activations."""
+        degrees, ones = radial.split((self.lmax + 1, 1), dim=1)
+        probes, coefficients, constant = self.attention.vectors(degrees)
+        rows = torch.cat((constant.to(h.dtype), h, coefficients.to(h.dtype), ones), dim=1)
+        experts, norm = self.spherical, self.spherical_norm
+        own, factor = self.edge_rows.attend(self.attention, norm, rows, probes, edge_sh)
+        weight = experts.weight_in.flatten(0, 1)
+        bias = norm.bias_after(weight, experts.bias_in.flatten())
+        fused = self.fused and self.edge_rows.can_fuse(rows)
+        activate = self.edge_rows.activate_fused if fused else self.edge_rows.activate
+        back = self.transform.from_points_matrix
+        return activate(rows, own, factor, weight * norm.weight, bias, back)
 
-    def _normalise(self, rows: torch.Tensor, basis: torch.Tensor) -> torch.Tensor:
-        """Sphere norm of ``basis @ rows``, applied to ``rows`` [E, J, D]; at least float32.
+    def _map_spherical(self, hidden: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        """Weighted sum [E, (L+1)**2, D] of the second maps of the spherical experts."""
+        # One product that keeps experts apart: their results are smaller than their activations.
+        matrix = torch.block_diag(*self.spherical.weight_out.unbind(1))
+        out = nn.functional.linear(hidden, matrix).unflatten(-1, (weights.shape[1], -1))
+        scale = (weights * (self.lmax + 1)).to(out.dtype)
+        return (out * scale[:, None, :, None]).sum(dim=2)
 
-        With ``G_ab = sum_s w_s basis_sa basis_sb`` the mean over the sphere of the squared feature
-        is ``sum_ab G_ab (rows rows^T)_ab``, which the norm gets as coefficients of orthonormal
-        functions would give it.
-        """
-        norm = self.spherical_norm
-        with torch.autocast(rows.device.type, enabled=False):
-            precise = torch.promote_types(rows.dtype, norm.weight.dtype)
-            rows, basis = rows.to(precise), basis.to(precise)
-            centred = rows - rows.mean(dim=-1, keepdim=True)
-            gram = torch.bmm((basis * self.point_weights[:, None]).mT, basis)
-            products = torch.bmm(centred, centred.mT) / rows.shape[-1]
-            variance = (gram * products).sum(dim=(1, 2))
-            y = centred * torch.rsqrt(variance + norm.eps)[:, None, None] * norm.weight
-            scalars, rest = _split_scalars(y)
-            return torch.cat((scalars + norm.bias, rest), dim=1)
-
-    def _project_spherical(self, hidden: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-        """Second maps of the spherical experts, on coefficients [N, (L+1)**2, hidden]."""
-        experts = self.spherical
-        # The bias is a constant on the sphere: all scalar.
-        out = nn.functional.linear(hidden, experts.weight_out.flatten(1))
-        bias = (weights.to(experts.bias_out.dtype) @ experts.bias_out) * (self.lmax + 1)
-        scalars, rest = _split_scalars(out)
-        return torch.cat((scalars + bias.unsqueeze(1).to(out.dtype), rest), dim=1)
+    def _spherical_bias(self, weights: torch.Tensor) -> torch.Tensor:
+        """Second bias of the spherical experts [N, (L+1)**2, D], a constant: all scalar."""
+        bias = self.spherical.bias_out
+        scalars = (weights.to(bias.dtype) @ bias) * (self.lmax + 1)
+        return nn.functional.pad(scalars.unsqueeze(1), (0, 0, 0, len(self.of_degree) - 1))
 
     def extra_repr(self) -> str:
         return (
             f"channels={self.channels}, hidden_channels={self.hidden_channels}, lmax={self.lmax}, "
             f"degrees_out={self.lmin_out}..{self.lmax_out}"
         )
-
-
-def _split_scalars(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """First row of ``x`` [E, J, C], and the others."""
-    return x.split((1, x.shape[1] - 1), dim=1)

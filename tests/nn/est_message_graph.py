@@ -103,8 +103,7 @@ def literal_messages(block: ESTMessageBlock, rule: SphereRule, edges: Edges) -> 
 
     def norm(parameters: CoefficientNorm, f: torch.Tensor) -> torch.Tensor:
         made = SphereNorm(HIDDEN, rule).to(f.dtype)
-        made.weight.data, made.bias.data = parameters.weight.data, parameters.bias.data
-        return made(f)
+        return torch.func.functional_call(made, dict(parameters.named_parameters()), f)
 
     def split(f: torch.Tensor) -> torch.Tensor:
         return f.view(len(points), heads, HIDDEN // heads).transpose(0, 1)
