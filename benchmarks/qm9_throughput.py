@@ -139,7 +139,7 @@ def measured(row: Row, data: Sequence[Any], steps: int, device: str) -> dict[str
     use_graphs(model, "loose" not in row.options)
     model.train()
     figures = measure(training_step(model, row.precision, device), data, steps, 2 * NUM_BATCHES)
-    edges = sum(batch.edge_index.shape[1] for batch in data) / len(data)
+    edges = sum(batch.graph_edge_index.shape[1] for batch in data) / len(data)
     rate = figures.pop("atoms_s") / figures["atoms"] * data[0].natoms.numel()
     return figures | {
         "model": row.model, "precision": row.precision, "fused": fused,
@@ -166,7 +166,9 @@ def profile(row: Row, data: Sequence[Any], device: str, count: int) -> None:
             total[place] += value
     everything = sum(total[0] for total in sums.values())
     print(f"{row.model} {row.precision}: {everything:.2f} ms of kernels", flush=True)
-    for (operator, name), (ms, calls, gbyte) in sorted(sums.items(), key=lambda i: -i[1][0])[:count]:
+    for (operator, name), (ms, calls, gbyte) in sorted(sums.items(), key=lambda i: -i[1][0])[
+        :count
+    ]:
         print(f"{ms:8.3f} ms {calls:5.0f} x {gbyte:7.2f} GB  {operator[:40]:<40} {name[:90]}")
 
 

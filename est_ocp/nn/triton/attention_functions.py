@@ -33,7 +33,8 @@ class AttentionLaunch(NamedTuple):
     num_stages: int
 
 
-FORWARD, BACKWARD = AttentionLaunch(64, 4, 1), AttentionLaunch(64, 8, 1)
+#: The fastest on an H200 for features of degree 4 at 128 points.
+FORWARD, BACKWARD = AttentionLaunch(64, 4, 1), AttentionLaunch(64, 4, 1)
 
 
 @triton.jit

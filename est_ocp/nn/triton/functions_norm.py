@@ -15,7 +15,7 @@ from torch import Tensor
 from est_ocp.nn.triton.support import block_size
 
 #: Warps of a program, and channels at once in the backward pass.
-FORWARD_WARPS, BACKWARD_WARPS, BACKWARD_CHANNELS = 8, 8, 32
+FORWARD_WARPS, BACKWARD_WARPS, BACKWARD_CHANNELS = 4, 4, 64
 
 
 @triton.jit

@@ -38,7 +38,8 @@ class FunctionsLaunch(NamedTuple):
     num_stages: int
 
 
-FORWARD, BACKWARD = FunctionsLaunch(64, 2, 4, 2), FunctionsLaunch(64, 1, 8, 1)
+#: The fastest on an H200 for features of degree 4 at 128 points.
+FORWARD, BACKWARD = FunctionsLaunch(64, 1, 4, 1), FunctionsLaunch(64, 1, 4, 1)
 
 
 @triton.jit
