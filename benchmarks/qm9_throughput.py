@@ -4,7 +4,7 @@
     python benchmarks/qm9_throughput.py --data data/qm9 --run est_ga:tf32 est_ga:tf32:plain
 
 A row is ``model:precision[:option...]`` with the names of configs/model/qm9_*.yaml; options are
-``plain`` (no fused kernels), ``loose`` (no CUDA graphs) and ``compile``. All twelve targets at once;
+``plain`` (no fused kernels), ``loose`` (no CUDA graphs), ``compile``. All twelve targets at once;
 molecules and their edges lie on the device. Errors are those of outputs and of all gradients, norm
 over norm, against the same weights in float32 without kernels. ``--profile`` adds the kernels that
 take longest.

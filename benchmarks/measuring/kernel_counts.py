@@ -102,6 +102,44 @@ def _paths_backward(blocks: Dims, matrices: Dims) -> tuple[float, float]:
     return 2.0 * _paths(blocks, matrices)[0], sum(math.prod(block) for block in blocks)
 
 
+def _functions_silu(dims: Dims) -> tuple[float, float]:
+    (nodes, rows, channels), (_, points, _), _, _, (rows_out, _) = dims[:5]
+    return 2.0 * nodes * points * channels * (rows + rows_out), nodes * rows_out * channels
+
+
+def _functions_silu_backward(dims: Dims) -> tuple[float, float]:
+    # To the points again, gradients of the rows and of the functions.
+    (_, rows_out, _), (nodes, rows, channels), (_, points, own) = dims[:3]
+    operations = 2.0 * nodes * points * channels * (2 * rows + rows_out + own)
+    return operations, nodes * (rows * channels + points * own)
+
+
+def _functions_attention(dims: Dims) -> tuple[float, float]:
+    # The number of heads is not among the shapes: one.
+    (nodes, rows, channels), _, (points, _) = dims[:3]
+    logits = rows * rows * (channels + points) + points * points * rows
+    return 2.0 * nodes * (logits + points * points * (rows - 1)), nodes * points * (rows - 1)
+
+
+def _functions_attention_backward(dims: Dims) -> tuple[float, float]:
+    forward, _ = _functions_attention(dims[1:])
+    # Logits again, and two gradients for every product.
+    return 2.5 * forward, 2.0 * math.prod(dims[1])
+
+
+def _functions_norm(dims: Dims) -> tuple[float, float]:
+    (nodes, rows, channels), _, (_, own, _), (_, points, _) = dims[:4]
+    result = nodes * (rows + own) * channels
+    return 2.0 * points * result, result
+
+
+def _functions_norm_backward(dims: Dims) -> tuple[float, float]:
+    # Values at the points twice, gradients of the rows and of the functions.
+    (nodes, rows, channels), _, (_, own, _), (_, points, _) = dims[1:5]
+    operations = 2.0 * nodes * points * channels * (3 * (rows + own) + own)
+    return operations, nodes * ((rows + own) * channels + points * own)
+
+
 _KNOWN: dict[str, Callable[[Dims], tuple[float, float]]] = {
     "aten::mm": lambda dims: _mm(dims[0], dims[1]),
     "aten::bmm": lambda dims: _mm(dims[0], dims[1]),
@@ -117,6 +155,12 @@ _KNOWN: dict[str, Callable[[Dims], tuple[float, float]]] = {
     "est_ocp::silu_on_points_backward": _on_points_backward,
     "est_ocp::spherical_experts": _experts,
     "est_ocp::spherical_experts_backward": _experts_backward,
+    "est_ocp::silu_on_functions": _functions_silu,
+    "est_ocp::silu_on_functions_backward": _functions_silu_backward,
+    "est_ocp::attention_functions": _functions_attention,
+    "est_ocp::attention_functions_backward": _functions_attention_backward,
+    "est_ocp::functions_norm": _functions_norm,
+    "est_ocp::functions_norm_backward": _functions_norm_backward,
     "est_ocp::tensor_messages": _messages,
     "est_ocp::tensor_messages_backward": _messages_backward,
     "est_ocp::tensor_products": _products,

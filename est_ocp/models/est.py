@@ -192,7 +192,7 @@ class ESTNetwork(LayeredBackbone):
             radial_channels,
             out_channels=out_channels,
             avg_degree=self.avg_degree,
-            # PyTorch's fused attention has no second derivative.
+            # The fused kernels have no second derivatives.
             fused_attention=not self.conservative,
             **options,
             **degrees_out,

@@ -112,6 +112,24 @@ def test_every_operator_of_ours_has_a_part_and_a_count(bench):
         assert counts.known(name), f"{name}: add it to measuring.kernel_counts"
 
 
+def test_results_of_kernels_of_functions(bench):
+    counts = bench("measuring.kernel_counts")
+    nodes, harmonics, own, points, channels = 3, 9, 8, 26, 16
+    rows, functions = [nodes, harmonics + own, channels], [nodes, points, own]
+    to_points, back = [points, harmonics], [harmonics, points]
+    silu = [rows, functions, [channels], to_points, back]
+    size = nodes * points * channels
+    assert counts.operations("est_ocp::silu_on_functions", silu) == 2 * size * 26
+    grad = [nodes, harmonics, channels]
+    elements = counts.result_elements("est_ocp::silu_on_functions_backward", [grad, *silu])
+    assert elements == nodes * (17 * channels + points * own)
+    norm = [grad, [], [nodes, own, channels], functions, to_points]
+    assert counts.operations("est_ocp::functions_norm", norm) == 2 * size * 17
+    assert counts.result_elements("est_ocp::functions_norm_backward", [rows, *norm]) == elements
+    attention = [grad, grad, to_points, [points, points], [], []]
+    assert counts.result_elements("est_ocp::attention_functions", attention) == nodes * points * 8
+
+
 @pytest.mark.parametrize(
     ("kernel", "operator", "dims", "part"),
     [
@@ -122,6 +140,7 @@ def test_every_operator_of_ours_has_a_part_and_a_count(bench):
         ("cudnn_generated_fort_native_sdpa", "", (), "EST attention"),
         ("multi_tensor_apply_kernel", "aten::_foreach_add_", (), "optimiser"),
         ("_forward_kernel", "est_ocp::silu_on_points", (), "S2 activation"),
+        ("_forward_kernel", "est_ocp::functions_norm", (), "EST norms"),
         ("Memcpy DtoD", "aten::copy_", (), "other"),
     ],
 )

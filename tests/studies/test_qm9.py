@@ -267,15 +267,16 @@ def test_lengths_are_not_mixed_and_the_longest_is_last(study, tmp_path):
     assert found == [("gap", "300"), ("gap", "1200")]
 
 
-def test_extrapolation_needs_two_lengths_and_follows_their_power(study):
-    extrapolations = module("reading").extrapolations
-    short = errors(est_ga=[80.0])
-    assert extrapolations(short) == []
-    long = [{**short[0], "seconds": "1200", "epochs": "40", "test_mae": "40"}]
-    (line,) = extrapolations(short + long)
-    assert "to the power -0.50" in line
-    # 40 meV times (300 / 40)**-0.5.
-    assert "would give 14.6 meV" in line
+def test_growth_needs_two_lengths_and_follows_their_power(study):
+    length_table = module("reading").length_table
+    short = errors(est_ga=[80.0], equiformer=[60.0])
+    assert length_table(short) == []
+    long = [{**row, "seconds": "1200", "epochs": "40", "test_mae": "40"} for row in short[:1]]
+    head, _, line = length_table(short + long)
+    # One model alone has two lengths: four times the epochs, half the error.
+    assert head.count("exponent") == 1
+    assert long[0]["model"] == "est_ga"
+    assert "80 (10) to 40 (40) | -0.50 |" in line
 
 
 def test_the_best_rate_of_the_sweep_is_taken_and_it_is_no_other_training(study, tmp_path):

@@ -12,10 +12,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from est_ocp.nn.triton.support import block_size
+from est_ocp.nn.triton.support import block_size, shared_memory
 
-#: Warps of a program, and channels at once in the backward pass.
-FORWARD_WARPS, BACKWARD_WARPS, BACKWARD_CHANNELS = 4, 4, 64
+#: Warps of a program, the fastest on an H200 for features of degree 4 at 128 points.
+FORWARD_WARPS, BACKWARD_WARPS = 4, 4
+
+#: Channels at once in the backward pass, where a program can have :data:`LARGE_MEMORY` of shared
+#: memory, and elsewhere.
+BACKWARD_CHANNELS, LARGE_MEMORY, FEWER_CHANNELS = 64, 128 * 1024, 32
 
 
 @triton.jit
@@ -290,10 +294,12 @@ def functions_norm_backward(
         torch.empty(len(x), sizes[0], dtype=torch.float32, device=x.device),
     )
     if out[0].numel():
+        large = shared_memory(x) >= LARGE_MEMORY
+        width = BACKWARD_CHANNELS if large else FEWER_CHANNELS
         _backward_kernel[(len(x),)](
             grad.contiguous(), x, x if constant is None else constant.contiguous(), own,
             functions, to_points.contiguous(), point_weights.contiguous(), weight, *out, factor,
-            eps, *sizes, **_blocks(sizes, constant, BACKWARD_WARPS, BACKWARD_CHANNELS),
+            eps, *sizes, **_blocks(sizes, constant, BACKWARD_WARPS, width),
         )  # fmt: skip
     return out
 

@@ -12,6 +12,9 @@ HAS_TRITON = importlib.util.find_spec("triton") is not None
 #: Triton's matrix products want blocks of at least this many rows and columns.
 SMALLEST_BLOCK = 16
 
+#: What every current GPU has of it (99 KiB); A100s have 163, H100s 227.
+LEAST_SHARED_MEMORY = 99 * 1024
+
 #: Bytes that the two matrices of the fused S2 activation may take of a GPU's shared memory, where
 #: blocks of features have to fit beside them; the smallest of current GPUs have 99 KiB a block.
 MATRIX_BYTES = 56 * 1024
@@ -34,6 +37,13 @@ def can_fuse(x: torch.Tensor, dtype: torch.dtype | None = None) -> bool:
     if dtype in (torch.bfloat16, torch.float16):
         return True
     return dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32
+
+
+def shared_memory(x: torch.Tensor) -> int:
+    """Bytes of shared memory that a program on a tensor's GPU can have; the fewest on a CPU."""
+    if not x.is_cuda:
+        return LEAST_SHARED_MEMORY
+    return torch.cuda.get_device_properties(x.device).shared_memory_per_block_optin
 
 
 def block_size(size: int) -> int:

@@ -31,9 +31,7 @@ def table(seeds: int, degrees: tuple[int, ...]) -> Iterator[Run]:
     """EST as in the paper's table: L against fold, given orientation."""
     for lmax in degrees:
         for fold in FOLDS:
-            # The largest cells take most of the time.
-            share = (3 if fold < 100 else 6) if lmax == 10 else (2 if lmax * fold == 500 else 1)
-            for seed in range(max(1, seeds // share)):
+            for seed in range(seeds):
                 points = table_points(lmax)
                 yield Run("table", "est", lmax, fold, seed, "fibonacci", points, "paper")
 
@@ -42,9 +40,8 @@ def tensor_products(seeds: int) -> Iterator[Run]:
     """The same for TFN and MACE-style layers."""
     for layer in ("tfn", "mace"):
         for lmax in DEGREES:
-            share = 3 if (layer, lmax) == ("mace", 10) else 1
             for fold in FOLDS[:4]:
-                for seed in range(max(1, seeds // share)):
+                for seed in range(seeds):
                     yield Run("table", layer, lmax, fold, seed)
 
 
@@ -95,7 +92,7 @@ def sweep(seeds: int) -> Iterator[Run]:
 
 
 def all_runs(seeds: int) -> list[Run]:
-    """Every run; the table's with ``seeds`` seeds but for large cells, others a third as many."""
+    """Every run; the table's with ``seeds`` seeds, others with a third as many."""
     few = max(1, seeds // 3)
     parts = (table(seeds, DEGREES[:4]), tensor_products(seeds), turned(few), sweep(few))
     parts += (single_precision(few), drawn(few), unnormalised(few), table(seeds, DEGREES[4:]))

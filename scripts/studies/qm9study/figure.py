@@ -23,8 +23,8 @@ COLOURS = {
 
 
 def style(model: str) -> str:
-    """Line of a model: solid with EST's update, dotted for wide hosts, else dashed."""
-    if model in HOSTS:
+    """Line of a model: solid with EST, dotted for wide hosts, else dashed."""
+    if model in (*HOSTS, "est", "debug"):
         return "-"
     return ":" if model in {wide for _, wide in HOSTS.values()} else "--"
 

@@ -10,7 +10,7 @@ from est_ocp.qm9_targets import TARGETS
 from qm9study.figure import draw
 from qm9study.models import HOSTS, LABELS
 from qm9study.pairs import equal_steps, pair_tables
-from qm9study.reading import extrapolations
+from qm9study.reading import length_table
 from qm9study.tables import Row, Tables, error_text, mean, targets_of, values
 
 #: Commands that trained, one a line.
@@ -143,7 +143,7 @@ def write_page(folder: Path) -> Path:
     lines = [*_introduction(folder, rows), *_method(rows, bool(sweep))]
     if (folder / "curves.png").is_file():
         lines += [
-            "Solid: with EST's update; dashed: hosts and peers; dotted: hosts with a wider "
+            "Solid: with EST; dashed: hosts and peers; dotted: hosts with a wider "
             "feed-forward. Panels of one target have the same scale.", "",
             "![Validation error against time](curves.png)", "",
         ]  # fmt: skip
@@ -244,16 +244,23 @@ def _method(rows: list[Row], swept: bool) -> list[str]:
 
 
 def _longer(rows: list[Row]) -> list[str]:
-    found = []
-    for kind in (False, True):
-        found += extrapolations([r for r in rows if (r["trained_on"] == "all") == kind])
+    kinds = ([r for r in rows if (r["trained_on"] == "all") == kind] for kind in (False, True))
+    found = [line for part in kinds if (lines := length_table(part)) for line in (*lines, "")]
     if not found:
         return [
             "No model was trained for more than one length. Within one, the falling learning rate "
             "shapes the curve; where a longer schedule would end cannot be read off it.",
             "",
         ]
-    return ["## Longer trainings", "", *found, ""]
+    return [
+        "## Longer trainings",
+        "",
+        "Test errors after the shortest and the longest training of a model (epochs in brackets), "
+        "each with a whole schedule of its own, and the exponent k of error ~ epochs^k between "
+        "them. Two lengths cannot show that a power holds, nor where it ends.",
+        "",
+        *found,
+    ]
 
 
 def _sweep_words(sweep: list[Row]) -> list[str]:

@@ -14,6 +14,8 @@ SILU, ATTENTION, NORM = ("s2ef", "qm9", "heads"), ("s2ef", "qm9", "heads"), ("s2
 #: Error of a block with kernels over that of the same block in plain PyTorch, in half precision:
 #: both round about as often.
 AS_GOOD = 3.0
+#: The attention's kernels multiply several times in a row.
+PRODUCTS = 2.0
 #: A block rounds in several places.
 BLOCK = 2.0
 
@@ -30,7 +32,9 @@ def test_kernels_equal_plain_pytorch(dtype: str):
         for end in ("", *(f"_gradient_{i}" for i in range(gradients[kind])))
     }
     assert set(errors) == expected
-    assert max(errors.values()) < ROUNDING[dtype], errors
+    for name, error in errors.items():
+        several = name.startswith("attention_")
+        assert error < (PRODUCTS if several else 1.0) * ROUNDING[dtype], name
 
 
 @pytest.mark.parametrize("dtype", PRECISIONS)
