@@ -13,7 +13,7 @@ take longest.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,7 +23,7 @@ import hydra
 import torch
 from hydra import compose, initialize_config_module
 from measuring.machine import commit, facts
-from measuring.models import compile_layers, new_optimizer, use_graphs
+from measuring.models import compile_layers, flat, training_step, use_graphs
 from measuring.plan import PRECISIONS
 from measuring.records import CsvFile
 from measuring.timing import autocast, measure, use_precision
@@ -87,26 +87,9 @@ def batches(data: str, size: int, device: str) -> list[Any]:
     return [collate(dataset.__getitems__(list(row))).to(device) for row in rows]
 
 
-def loss_of(model: torch.nn.Module, batch: Any) -> torch.Tensor:
+def loss_of(out: dict[str, Any], batch: Any) -> torch.Tensor:
     """A loss that every output reaches."""
-    return model(batch)["target"]["target"].float().abs().mean()
-
-
-def training_step(
-    model: torch.nn.Module, precision: str, device: str
-) -> Callable[[Any], torch.Tensor]:
-    """Return a function of a batch: forward, loss, backward, AdamW."""
-    optimizer = new_optimizer(model)
-
-    def step(batch: Any) -> torch.Tensor:
-        optimizer.zero_grad(set_to_none=True)
-        with autocast(precision, device):
-            loss = loss_of(model, batch)
-        loss.backward()
-        optimizer.step()
-        return loss.detach()
-
-    return step
+    return flat(out)["target"].float().abs().mean()
 
 
 def results(model: torch.nn.Module, batch: Any, precision: str, device: str) -> torch.Tensor:
@@ -115,7 +98,7 @@ def results(model: torch.nn.Module, batch: Any, precision: str, device: str) -> 
     model.eval()
     model.zero_grad(set_to_none=True)
     with autocast(precision, device):
-        out = model(batch)["target"]["target"].float()
+        out = flat(model(batch))["target"].float()
     out.square().mean().backward()
     grads = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
     model.zero_grad(set_to_none=True)
@@ -138,7 +121,9 @@ def measured(row: Row, data: Sequence[Any], steps: int, device: str) -> dict[str
     use_precision(row.precision)
     use_graphs(model, "loose" not in row.options)
     model.train()
-    figures = measure(training_step(model, row.precision, device), data, steps, 2 * NUM_BATCHES)
+    figures = measure(
+        training_step(model, row.precision, device, loss_of), data, steps, 2 * NUM_BATCHES
+    )
     edges = sum(batch.graph_edge_index.shape[1] for batch in data) / len(data)
     rate = figures.pop("atoms_s") / figures["atoms"] * data[0].natoms.numel()
     return figures | {
@@ -156,7 +141,7 @@ def profile(row: Row, data: Sequence[Any], device: str, count: int) -> None:
     use_precision(row.precision)
     model.train()
     use_graphs(model, False)
-    step = training_step(model, row.precision, device)
+    step = training_step(model, row.precision, device, loss_of)
     for _ in range(3):
         step(data[0])
     sums: dict[tuple[str, str], list[float]] = {}

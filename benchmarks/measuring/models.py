@@ -51,9 +51,12 @@ def new_optimizer(model: torch.nn.Module) -> torch.optim.AdamW:
 
 
 def training_step(
-    model: torch.nn.Module, precision: str, device: str
+    model: torch.nn.Module,
+    precision: str,
+    device: str,
+    loss_of: Callable[[dict[str, Any], Any], torch.Tensor] = loss_of,
 ) -> Callable[[Any], torch.Tensor]:
-    """Return a function of a batch: forward, loss, backward, AdamW."""
+    """Return a function of a batch: forward, loss of outputs and batch, backward, AdamW."""
     optimizer = new_optimizer(model)
 
     def step(batch: Any) -> torch.Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.training.fixtures import tiny_data
 
 __all__ = ["tiny_data"]
@@ -70,3 +72,24 @@ def test_curves(bench, tiny_data, tmp_path):
     assert abs(losses[0] / losses[3] - 1) < 0.05
     table = bench("report.curves").curves_table(rows)
     assert table.count("| 0 | 4 |") == 2
+
+
+def test_steps_of_the_qm9_models(bench, tmp_path, capsys):
+    from est_ocp.data import write_qm9
+
+    script = bench("qm9_throughput")
+    write_qm9(tmp_path / "data", "subset")
+    options = ["--data", str(tmp_path / "data"), "--device", "cpu", "--out", str(tmp_path)]
+    options += ["--batch", "2", "--steps", "1", "--profile", "2"]
+    script.main([*options, "--run", "debug:fp32", "debug:bf16:plain:loose", "schnet:fp32"])
+    rows = bench("measuring.records").read(tmp_path / "qm9_throughput.csv")
+    assert set(rows[0]) == set(script.COLUMNS)
+    exact, rounded, schnet = rows
+    assert float(exact["outputs_error"]) == float(exact["gradients_error"]) == 0
+    assert 1e-4 < float(rounded["outputs_error"]) < 0.1
+    assert (rounded["graphs"], rounded["fused"]) == ("False", "False")
+    assert float(schnet["molecules_s"]) > float(exact["molecules_s"]) > 0
+    assert float(exact["edges"]) > 2 * float(exact["atoms"])
+    assert "ms of kernels" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="write model:precision"):
+        script.Row.parse("est:fp8")
