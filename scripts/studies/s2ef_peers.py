@@ -74,6 +74,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: a GPU if there is one")
     parser.add_argument("--cuda-graphs", choices=("never", "inference", "training", "always"))
     parser.add_argument("--compile", choices=("never", "training", "always"))
+    parser.add_argument(
+        "--ahead", action="store_true", help="the next process waits ready for each GPU"
+    )
     parser.add_argument("--minutes", type=float, default=1e6, help="end after this time")
     parser.add_argument("--retry", action="store_true", help="try again what failed")
     parser.add_argument("--in-process", action="store_true", help="not one process a training")
@@ -144,7 +147,7 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.worker:
         job = json.loads(arguments.worker.read_text())
         training = Training(**job["training"] | {"fast": tuple(job["training"]["fast"])})
-        result = run(training, Settings(**job["settings"]))
+        result = run(training, Settings(**job["settings"]), job["turn"])
         arguments.worker.with_suffix(".result").write_text(json.dumps(result))
         return 0
     out = arguments.out.resolve()
@@ -201,7 +204,8 @@ def outcomes(
 ) -> Any:
     """Yield outcomes, from processes on GPUs or from this process."""
     if not arguments.in_process:
-        queue = GpuQueue(Path(__file__).resolve(), settings, devices(arguments, settings), deadline)
+        places = devices(arguments, settings)
+        queue = GpuQueue(Path(__file__).resolve(), settings, places, deadline, arguments.ahead)
         yield from queue.run(lambda left: study.take(left, settings))
         for training in queue.cut:
             print(f"   {training.name}: ended, no time left", flush=True)

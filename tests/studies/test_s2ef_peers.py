@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import math
 import re
@@ -183,6 +184,46 @@ def test_the_queue_runs_reports_and_ends_in_time(parts, training, tmp_path):
     assert "boom" in outcomes[-1.0].error
     assert [t.lr for t in queue.cut] == [60.0]
     assert time.time() - started < 30
+
+
+#: Writes down when it trained, as one whose turn it is.
+AHEAD = """
+import fcntl, json, os, sys, time
+from pathlib import Path
+job = Path(sys.argv[sys.argv.index("--worker") + 1])
+started = time.time()
+lock = os.open(json.loads(job.read_text())["turn"], os.O_RDWR)
+fcntl.lockf(lock, fcntl.LOCK_EX)
+os.ftruncate(lock, 0)
+os.write(lock, f"{os.getpid()} {time.time() - started}".encode())
+turn = time.time()
+time.sleep(1.0)
+job.with_suffix(".result").write_text(json.dumps([started, turn, time.time()]))
+"""
+
+
+def test_the_next_one_waits_ready_for_its_gpu(parts, training, tmp_path):
+    script = tmp_path / "worker.py"
+    script.write_text(AHEAD)
+    waiting = [training.Training("main", "eqv2", lr, 0) for lr in (1.0, 2.0, 3.0)]
+    settings = training.Settings(str(tmp_path), seconds=1.0)
+    lefts = []
+
+    def take(left):
+        lefts.append(left)
+        return waiting.pop(0) if waiting else None
+
+    queue = parts("s2efpeers.gpu_queue").GpuQueue(
+        script, settings, ["0"], time.time() + 60, ahead=True
+    )
+    spans = [outcome.result for outcome in queue.run(take)]
+    for (_, turn, end), (started, next_turn, _) in itertools.pairwise(spans):
+        assert turn < started < end <= next_turn
+    # The second one has the time that the first one leaves.
+    assert lefts[1] < lefts[0] - 0.5
+    assert queue.cut == []
+    waited = parts("gpu_turn").waited(str(tmp_path / "turns" / "0.lock"))
+    assert 0.3 < waited < 1.5
 
 
 def test_fast_paths_that_fail_are_left_out(parts, study, plans, training, tmp_path):

@@ -13,6 +13,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from gpu_turn import clear_turn, holder
+
 from qm9study.training import Settings, Training
 
 #: Seconds of a training's process besides those of training, until there are measured ones.
@@ -68,7 +70,7 @@ class Lane:
     gpu : int, optional
         None is the processor.
     lock : Path, optional
-        File of :class:`qm9study.turn.GpuTurn`; None if only one process at a time is there.
+        File of :class:`gpu_turn.GpuTurn`; None if only one process at a time is there.
     running : list of Running
         The one that trains, and one that waits for its end.
     """
@@ -89,7 +91,7 @@ class Lane:
         first = self.running[0] if self.running else None
         if first is None or first.turn is not None:
             return
-        if self.lock.read_text() == str(first.process.pid):
+        if holder(self.lock) == str(first.process.pid):
             first.turn = time.perf_counter()
 
 
@@ -157,8 +159,7 @@ class Queue:
         left: list[Training] = []
         for lane in self.lanes:
             if lane.lock is not None:
-                lane.lock.parent.mkdir(parents=True, exist_ok=True)
-                lane.lock.write_text("")
+                clear_turn(lane.lock)
         try:
             while waiting or any(lane.running for lane in self.lanes):
                 self._begin(waiting, left)

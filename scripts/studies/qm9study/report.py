@@ -46,22 +46,23 @@ def speed_table(rows: list[Row]) -> str:
         Trainings of one length, each on one target or all on all.
     """
     lines = [
-        "| model | parameters | molecules/s | of its host's | steps | epochs | peak GiB | "
-        "arithmetic |",
-        "|---|---|---|---|---|---|---|---|",
+        "| model | parameters | molecules/s | of its host's | epochs a minute | steps | epochs | "
+        "peak GiB | arithmetic |",
+        "|---" * 9 + "|",
     ]
-    names = ("parameters", "molecules_per_second", "steps", "epochs", "peak_gib")
+    names = ("parameters", "molecules_per_second", "steps", "epochs", "peak_gib", "batch_size")
     costs = {
         model: [statistics.fmean(float(row[name]) for row in found) for name in names]
         for model in LABELS
         if (found := [row for row in rows if row["model"] == model])
     }
-    for model, (parameters, rate, steps, epochs, memory) in costs.items():
+    for model, (parameters, rate, steps, epochs, memory, batch) in costs.items():
         host = costs.get(HOST_OF.get(model))
         speeds = sorted({row["speed"] for row in rows if row["model"] == model})
         lines.append(
             f"| {LABELS[model]} | {parameters / 1e6:.2f}M | {rate:.0f} | "
-            f"{f'{rate / host[1]:.2f}' if host else ''} | {steps:.0f} | {epochs:.1f} | "
+            f"{f'{rate / host[1]:.2f}' if host else ''} | "
+            f"{60 * rate * epochs / (steps * batch):.2f} | {steps:.0f} | {epochs:.1f} | "
             f"{memory:.1f} | {'; '.join(speeds)} |"
         )
     return "\n".join(lines)

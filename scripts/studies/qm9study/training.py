@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from gpu_turn import turn_overrides, waited
+
 from qm9study.models import COMPILED, config_of, settings_of_target
 
 ROOT = Path(__file__).parents[3]
@@ -84,12 +86,11 @@ class Settings:
     per_gpu: int = 1
     overrides: Sequence[str] = field(default_factory=tuple)
 
-    @property
-    def speed(self) -> str:
-        """How the trainings were made fast, for tables."""
+    def speed(self, capturable: bool) -> str:
+        """How a training was made fast, for tables; not all models can be captured."""
         words = ["bf16" if self.bf16 else "tf32"]
         words += ["compiled"] * (self.compile_layers != "never")
-        words += ["CUDA graphs"] * (self.cuda_graphs != "never")
+        words += ["CUDA graphs"] * (capturable and self.cuda_graphs != "never")
         return ", ".join(words) if self.device == "cuda" else "fp32"
 
 
@@ -124,14 +125,6 @@ def overrides(training: Training, settings: Settings) -> list[str]:
     if config in COMPILED:
         words.append(f"model.backbone.compile_layers={settings.compile_layers}")
     return [*words, *settings.overrides]
-
-
-def turn_overrides(lock: str | None) -> list[str]:
-    """What lets a training wait for its turn, if a lock file is named."""
-    if lock is None:
-        return []
-    name = "+runner.callbacks.turn"
-    return [f"{name}._target_=qm9study.turn.GpuTurn", f"{name}.path={lock}"]
 
 
 def run(training: Training, settings: Settings, turn: str | None = None) -> dict[str, Any]:
@@ -175,7 +168,7 @@ def run(training: Training, settings: Settings, turn: str | None = None) -> dict
     clock = [row for row in rows if row["kind"] == "clock"][-1]
     if clock["trained"] < training.seconds:
         return {"paused": clock["trained"]}
-    return _result(training, settings, run_dir, rows, started)
+    return _result(training, settings, run_dir, rows, started + waited(turn))
 
 
 def _result(
@@ -222,7 +215,7 @@ def _result(
         "molecules_per_second": round(timed_steps * settings.batch_size / seconds, 1),
         "peak_gib": round(memory, 2),
         "per_gpu": settings.per_gpu,
-        "speed": settings.speed,
+        "speed": settings.speed(model.capturable),
         "card": card(settings.device),
         "torch": torch.__version__,
     }

@@ -8,9 +8,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+from gpu_turn import clear_turn, holder
 
 from s2efpeers.training import Settings, Training
 
@@ -20,11 +22,54 @@ TAIL = 12
 
 @dataclass
 class Running:
-    """A training that has a GPU."""
+    """A training's process.
+
+    Attributes
+    ----------
+    turn : float, optional
+        Since when, by ``time.time()``, it has its GPU; None while it waits.
+    """
 
     training: Training
     process: subprocess.Popen
     job: Path
+    turn: float | None
+
+
+@dataclass
+class Lane:
+    """A GPU, where one trains at a time.
+
+    Attributes
+    ----------
+    device : str
+        Value of ``CUDA_VISIBLE_DEVICES``; an empty string leaves it alone.
+    lock : Path, optional
+        File of :class:`gpu_turn.GpuTurn`; None if only one process at a time is there.
+    running : list of Running
+        The one that trains, and one that waits for its end.
+    """
+
+    device: str
+    lock: Path | None
+    running: list[Running] = field(default_factory=list)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a process can start: nobody is there, or the only one has its turn."""
+        if self.lock is None or not self.running:
+            return not self.running
+        first = self.running[0]
+        if first.turn is None and holder(self.lock) == str(first.process.pid):
+            first.turn = time.time()
+        return len(self.running) == 1 and first.turn is not None
+
+    def wait(self, seconds_of: Callable[[str], float]) -> float:
+        """Seconds until the one that trains has trained; evaluations come on top."""
+        if not self.running:
+            return 0.0
+        first = self.running[0]
+        return max(0.0, first.turn + seconds_of(first.training.stage) - time.time())
 
 
 @dataclass(frozen=True)
@@ -48,16 +93,28 @@ class GpuQueue:
         Values of ``CUDA_VISIBLE_DEVICES``; an empty string leaves it alone.
     deadline : float
         In seconds of ``time.time()``: whatever runs then is ended, and is not a failure.
+    ahead : bool
+        Start the next process on a GPU while one trains there; it waits for its turn.
     """
 
     def __init__(
-        self, script: Path, settings: Settings, devices: Sequence[str], deadline: float
+        self,
+        script: Path,
+        settings: Settings,
+        devices: Sequence[str],
+        deadline: float,
+        ahead: bool = False,
     ) -> None:
         self.script = script
         self.settings = settings
-        self.free = list(devices)
+        locks = Path(settings.out) / "turns"
+        self.lanes = [
+            Lane(device, locks / f"{device or 'any'}.lock" if ahead else None) for device in devices
+        ]
+        for lane in self.lanes:
+            if lane.lock is not None:
+                clear_turn(lane.lock)
         self.deadline = deadline
-        self.running: dict[str, Running] = {}
         #: Trainings that the deadline ended.
         self.cut: list[Training] = []
 
@@ -72,12 +129,13 @@ class GpuQueue:
         """
         try:
             while True:
-                while self.free and (left := self.deadline - time.time()) > 0:
-                    training = take(left)
-                    if training is None:
-                        break
-                    self._start(training, self.free.pop(0))
-                if not self.running:
+                for lane in self.lanes:
+                    left = self.deadline - time.time()
+                    if left > 0 and lane.is_open:
+                        training = take(left - lane.wait(self.settings.seconds_of))
+                        if training is not None:
+                            self._start(training, lane)
+                if not any(lane.running for lane in self.lanes):
                     return
                 yield from self._ended()
                 if time.time() > self.deadline:
@@ -87,18 +145,18 @@ class GpuQueue:
         finally:
             self._end_all()
 
-    def _start(self, training: Training, device: str) -> None:
+    def _start(self, training: Training, lane: Lane) -> None:
         folder = Path(self.settings.out) / "jobs"
         folder.mkdir(parents=True, exist_ok=True)
         job = folder / f"{training.name}.json"
         job.with_suffix(".result").unlink(missing_ok=True)
-        job.write_text(
-            json.dumps({"training": asdict(training), "settings": asdict(self.settings)})
-        )
+        content = {"training": asdict(training), "settings": asdict(self.settings)}
+        content["turn"] = None if lane.lock is None else str(lane.lock)
+        job.write_text(json.dumps(content))
         environment = dict(os.environ)
         environment.setdefault("OMP_NUM_THREADS", "1")
-        if device:
-            environment["CUDA_VISIBLE_DEVICES"] = device
+        if lane.device:
+            environment["CUDA_VISIBLE_DEVICES"] = lane.device
         command = [sys.executable, str(self.script), "--out", self.settings.out, "--worker"]
         with job.with_suffix(".log").open("w") as log:
             process = subprocess.Popen(
@@ -109,27 +167,30 @@ class GpuQueue:
                 # The loader's processes end with it.
                 start_new_session=True,
             )
-        self.running[device] = Running(training, process, job)
+        turn = time.time() if lane.lock is None else None
+        lane.running.append(Running(training, process, job, turn))
 
     def _ended(self) -> Iterator[Outcome]:
-        for device, running in list(self.running.items()):
-            code = running.process.poll()
-            if code is None:
-                continue
-            del self.running[device]
-            self.free.append(device)
-            result = running.job.with_suffix(".result")
-            if code == 0 and result.is_file():
-                yield Outcome(running.training, json.loads(result.read_text()))
-            else:
-                log = running.job.with_suffix(".log").read_text(errors="replace")
-                yield Outcome(running.training, None, "\n".join(log.splitlines()[-TAIL:]))
+        for lane in self.lanes:
+            for running in list(lane.running):
+                code = running.process.poll()
+                if code is None:
+                    continue
+                lane.running.remove(running)
+                result = running.job.with_suffix(".result")
+                if code == 0 and result.is_file():
+                    yield Outcome(running.training, json.loads(result.read_text()))
+                else:
+                    log = running.job.with_suffix(".log").read_text(errors="replace")
+                    yield Outcome(running.training, None, "\n".join(log.splitlines()[-TAIL:]))
 
     def _end_all(self) -> None:
-        for running in self.running.values():
-            self.cut.append(running.training)
-            _kill_group(running.process)
-        self.running.clear()
+        for lane in self.lanes:
+            # Who waits first, or it would get its turn.
+            for running in reversed(lane.running):
+                self.cut.append(running.training)
+                _kill_group(running.process)
+            lane.running.clear()
 
 
 def _kill_group(process: subprocess.Popen) -> None:

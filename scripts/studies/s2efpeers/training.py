@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from gpu_turn import turn_overrides, waited
 
 from s2efpeers.callbacks import KIND
 from s2efpeers.data import DATA_GROUP
@@ -115,8 +116,15 @@ def overrides(training: Training, settings: Settings) -> list[str]:
     ]
 
 
-def run(training: Training, settings: Settings) -> dict[str, Any]:
+def run(training: Training, settings: Settings, turn: str | None = None) -> dict[str, Any]:
     """Train anew and return the row, the curve and the machine.
+
+    Parameters
+    ----------
+    training : Training
+    settings : Settings
+    turn : str, optional
+        Lock file of :class:`gpu_turn.GpuTurn`.
 
     Raises
     ------
@@ -142,7 +150,8 @@ def run(training: Training, settings: Settings) -> dict[str, Any]:
     distutils.cleanup()
     GlobalHydra.instance().clear()
     try:
-        main(argparse.Namespace(config=str(config)), overrides(training, settings))
+        words = [*overrides(training, settings), *turn_overrides(turn)]
+        main(argparse.Namespace(config=str(config)), words)
     finally:
         distutils.cleanup()
         # fairchem points this at the run's log folder.
@@ -166,7 +175,7 @@ def run(training: Training, settings: Settings) -> dict[str, Any]:
             "batch_size": settings.batch_size,
             "steps": steps,
             "train_seconds": round(seconds, 1),
-            "all_seconds": round(time.perf_counter() - started, 1),
+            "all_seconds": round(time.perf_counter() - started - waited(turn), 1),
             "steps_per_second": round(timed / seconds, 3),
             "peak_gib": round(peak, 2),
             "fast": " ".join(training.fast) or "none",
