@@ -203,10 +203,11 @@ def test_autocast_keeps_features_on_the_sphere_in_its_type():
 
     def gradient(function):
         # Attention that keeps no weights, whatever else the process has chosen.
-        backends = sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.MATH])
-        with backends, torch.autocast("cpu", dtype=torch.bfloat16):
-            out = function(x)
-        return torch.autograd.grad(out.float().square().sum(), x)[0]
+        with sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]):
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                out = function(x)
+            # Here too, as what is computed again has to be computed in the same way.
+            return torch.autograd.grad(out.float().square().sum(), x)[0]
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         expected = gradient(block)
