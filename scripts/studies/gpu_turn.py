@@ -5,6 +5,8 @@ from __future__ import annotations
 import fcntl
 import os
 import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -61,3 +63,42 @@ def clear_turn(lock: Path) -> None:
     """Make the file anew, so that no number of an earlier call is in it."""
     lock.parent.mkdir(parents=True, exist_ok=True)
     lock.write_text("")
+
+
+@dataclass
+class Lane:
+    """A GPU, or one's share of it, where one trains at a time.
+
+    Attributes
+    ----------
+    gpu : int or str, optional
+        Its name; None, or empty, is the processor or any GPU.
+    lock : Path, optional
+        File of :class:`GpuTurn`; None if only one process at a time is there.
+    clock : callable
+        That a running one's ``turn`` is read from.
+    running : list
+        The one that trains, and one that waits for its end, each with a ``process`` and the time
+        ``turn`` when it began to have its GPU, or None.
+    """
+
+    gpu: int | str | None
+    lock: Path | None
+    clock: Callable[[], float] = time.perf_counter
+    running: list[Any] = field(default_factory=list)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a process can start: nobody is there, or the only one has its turn."""
+        self.look()
+        if self.lock is None or not self.running:
+            return not self.running
+        return len(self.running) == 1 and self.running[0].turn is not None
+
+    def look(self) -> None:
+        """Note whether the first one has its turn by now: its number is in the file then."""
+        first = self.running[0] if self.running else None
+        if first is None or first.turn is not None:
+            return
+        if holder(self.lock) == str(first.process.pid):
+            first.turn = self.clock()

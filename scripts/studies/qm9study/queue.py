@@ -9,11 +9,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from gpu_turn import clear_turn, holder
+from gpu_turn import Lane, clear_turn
 
 from qm9study.training import Settings, Training
 
@@ -59,40 +59,6 @@ class Running:
                     self.process.wait(patience)
                 except subprocess.TimeoutExpired:
                     continue
-
-
-@dataclass
-class Lane:
-    """A GPU, or one's share of it, where one trains at a time.
-
-    Attributes
-    ----------
-    gpu : int, optional
-        None is the processor.
-    lock : Path, optional
-        File of :class:`gpu_turn.GpuTurn`; None if only one process at a time is there.
-    running : list of Running
-        The one that trains, and one that waits for its end.
-    """
-
-    gpu: int | None
-    lock: Path | None
-    running: list[Running] = field(default_factory=list)
-
-    @property
-    def is_open(self) -> bool:
-        """Whether a process can start: nobody is there, or the only one has its turn."""
-        if self.lock is None or not self.running:
-            return not self.running
-        return len(self.running) == 1 and self.running[0].turn is not None
-
-    def look(self) -> None:
-        """Note whether the first one has its turn by now: its number is in the file then."""
-        first = self.running[0] if self.running else None
-        if first is None or first.turn is not None:
-            return
-        if holder(self.lock) == str(first.process.pid):
-            first.turn = time.perf_counter()
 
 
 class Queue:

@@ -8,11 +8,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from gpu_turn import clear_turn, holder
+from gpu_turn import Lane, clear_turn
 
 from s2efpeers.training import Settings, Training
 
@@ -34,42 +34,6 @@ class Running:
     process: subprocess.Popen
     job: Path
     turn: float | None
-
-
-@dataclass
-class Lane:
-    """A GPU, where one trains at a time.
-
-    Attributes
-    ----------
-    device : str
-        Value of ``CUDA_VISIBLE_DEVICES``; an empty string leaves it alone.
-    lock : Path, optional
-        File of :class:`gpu_turn.GpuTurn`; None if only one process at a time is there.
-    running : list of Running
-        The one that trains, and one that waits for its end.
-    """
-
-    device: str
-    lock: Path | None
-    running: list[Running] = field(default_factory=list)
-
-    @property
-    def is_open(self) -> bool:
-        """Whether a process can start: nobody is there, or the only one has its turn."""
-        if self.lock is None or not self.running:
-            return not self.running
-        first = self.running[0]
-        if first.turn is None and holder(self.lock) == str(first.process.pid):
-            first.turn = time.time()
-        return len(self.running) == 1 and first.turn is not None
-
-    def wait(self, seconds_of: Callable[[str], float]) -> float:
-        """Seconds until the one that trains has trained; evaluations come on top."""
-        if not self.running:
-            return 0.0
-        first = self.running[0]
-        return max(0.0, first.turn + seconds_of(first.training.stage) - time.time())
 
 
 @dataclass(frozen=True)
@@ -109,7 +73,8 @@ class GpuQueue:
         self.settings = settings
         locks = Path(settings.out) / "turns"
         self.lanes = [
-            Lane(device, locks / f"{device or 'any'}.lock" if ahead else None) for device in devices
+            Lane(device, locks / f"{device or 'any'}.lock" if ahead else None, time.time)
+            for device in devices
         ]
         for lane in self.lanes:
             if lane.lock is not None:
@@ -132,7 +97,7 @@ class GpuQueue:
                 for lane in self.lanes:
                     left = self.deadline - time.time()
                     if left > 0 and lane.is_open:
-                        training = take(left - lane.wait(self.settings.seconds_of))
+                        training = take(left - self._wait(lane))
                         if training is not None:
                             self._start(training, lane)
                 if not any(lane.running for lane in self.lanes):
@@ -145,6 +110,14 @@ class GpuQueue:
         finally:
             self._end_all()
 
+    def _wait(self, lane: Lane) -> float:
+        """Seconds until the one that trains has trained; evaluations come on top."""
+        if not lane.running:
+            return 0.0
+        first = lane.running[0]
+        end = first.turn + self.settings.seconds_of(first.training.stage)
+        return max(0.0, end - time.time())
+
     def _start(self, training: Training, lane: Lane) -> None:
         folder = Path(self.settings.out) / "jobs"
         folder.mkdir(parents=True, exist_ok=True)
@@ -155,8 +128,8 @@ class GpuQueue:
         job.write_text(json.dumps(content))
         environment = dict(os.environ)
         environment.setdefault("OMP_NUM_THREADS", "1")
-        if lane.device:
-            environment["CUDA_VISIBLE_DEVICES"] = lane.device
+        if lane.gpu:
+            environment["CUDA_VISIBLE_DEVICES"] = lane.gpu
         command = [sys.executable, str(self.script), "--out", self.settings.out, "--worker"]
         with job.with_suffix(".log").open("w") as log:
             process = subprocess.Popen(
