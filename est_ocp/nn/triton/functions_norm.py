@@ -12,6 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from est_ocp.nn.triton.launch import dense_rows
+from est_ocp.nn.triton.loads import load_matrix
 from est_ocp.nn.triton.support import block_size, shared_memory
 
 #: Warps of a program, the fastest on an H200 for features of degree 4 at 128 points.
@@ -25,11 +27,7 @@ BACKWARD_CHANNELS, LARGE_MEMORY, FEWER_CHANNELS = 64, 128 * 1024, 32
 @triton.jit
 def _matrix(ptr, rows, columns, row_stride, num_rows, num_columns):
     """Matrix of contiguous rows in float32, filled up with zeros."""
-    return tl.load(
-        ptr + rows[:, None] * row_stride + columns[None, :],
-        mask=(rows < num_rows)[:, None] & (columns < num_columns)[None, :],
-        other=0.0,
-    ).to(tl.float32)
+    return load_matrix(ptr, rows, columns, row_stride, 1, num_rows, num_columns).to(tl.float32)
 
 
 @triton.jit
@@ -193,11 +191,6 @@ def _backward_kernel(
     )
 
 
-def _dense_rows(x: Tensor) -> Tensor:
-    """Rows of a node side by side; nodes may lie apart, as those of a slice of the rows do."""
-    return x if x.stride(2) == 1 and x.stride(1) == x.shape[2] else x.contiguous()
-
-
 def _sizes(x: Tensor, own: Tensor, to_points: Tensor) -> list[int]:
     num_points, num_in = to_points.shape
     return [x.shape[2], num_in, own.shape[1], num_points, x.stride(0), own.stride(0)]
@@ -255,7 +248,7 @@ def functions_norm(
     Tensor [N, I + J, C]
         Vectors of the harmonics, then of the node's own functions.
     """
-    x, own = _dense_rows(x), _dense_rows(own)
+    x, own = dense_rows(x), dense_rows(own)
     sizes = _sizes(x, own, to_points)
     out = torch.empty(len(x), sizes[1] + sizes[2], sizes[0], dtype=dtype, device=x.device)
     if out.numel():
@@ -284,7 +277,7 @@ def functions_norm_backward(
 
     That of the constant has no elements where there is no constant.
     """
-    x, own, functions = _dense_rows(x), _dense_rows(own), functions.contiguous()
+    x, own, functions = dense_rows(x), dense_rows(own), functions.contiguous()
     sizes = _sizes(x, own, to_points)
     out = (
         x.new_empty(x.shape),

@@ -60,6 +60,11 @@ def with_contiguous_rows(wigner: Tensor) -> Tensor:
     return wigner if wigner.stride(2) == 1 else wigner.contiguous()
 
 
+def dense_rows(x: Tensor) -> Tensor:
+    """Rows of ``x`` [N, R, C] side by side; nodes or edges may lie apart, as in a slice of rows."""
+    return x if x.stride(2) == 1 and x.stride(1) == x.shape[2] else x.contiguous()
+
+
 def rotation_layout(wigner: Tensor) -> dict[str, int]:
     """Where the kernels find the rotations ``wigner`` [E, R, I], and how much of them they read.
 

@@ -15,6 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from est_ocp.nn.triton.launch import dense_rows
+
 #: Results of at most so many degrees, from features of at most so many orders.
 MAX_DEGREES, MAX_ORDERS = 3, 5
 
@@ -223,11 +225,6 @@ def _launch(
     )  # fmt: skip
 
 
-def _readable(x: Tensor) -> Tensor:
-    """The features with their orders and channels dense, any distance from edge to edge."""
-    return x if x.stride(2) == 1 and x.stride(1) == x.shape[2] else x.contiguous()
-
-
 @torch.library.custom_op("est_ocp::path_products", mutates_args=())
 def path_products(
     blocks: list[Tensor],
@@ -266,7 +263,7 @@ def path_products(
     weights = None if weights is None else weights.contiguous()
     for block, matrix, table in zip(blocks, matrices, tables, strict=True):
         _launch(
-            _forward_kernel, _readable(block), matrix.contiguous(), table, weights, out,
+            _forward_kernel, dense_rows(block), matrix.contiguous(), table, weights, out,
             FORWARD_ELEMENTS,
         )  # fmt: skip
     return out
@@ -287,7 +284,7 @@ def path_products_backward(
     grad_weights = [] if weights is None else [torch.empty_like(weights)]
     for block, matrix, table, grad in zip(blocks, matrices, tables, out, strict=True):
         _launch(
-            _backward_kernel, _readable(block), matrix.contiguous(), table, weights, grads,
+            _backward_kernel, dense_rows(block), matrix.contiguous(), table, weights, grads,
             BACKWARD_ELEMENTS, [grad, *(grad_weights or [grad])],
         )  # fmt: skip
     return out + grad_weights

@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from est_ocp.nn.triton.loads import load_matrix
 from est_ocp.nn.triton.support import block_size
 from est_ocp.nn.triton.tanh import tanh, tanh_kind
 
@@ -43,29 +44,25 @@ FORWARD, BACKWARD = FunctionsLaunch(64, 1, 4, 1), FunctionsLaunch(64, 1, 4, 1)
 
 
 @triton.jit
-def _constant(ptr, rows, columns, row_stride, column_stride, num_rows, num_columns):
-    """Matrix in float32, filled up with zeros."""
-    return tl.load(
-        ptr + rows[:, None] * row_stride + columns[None, :] * column_stride,
-        mask=(rows < num_rows)[:, None] & (columns < num_columns)[None, :],
-        other=0.0,
-    )
-
-
-@triton.jit
 def _rest(matrix, high):
     """What rounding has taken off a matrix, in the rounded one's type."""
     return (matrix - high.to(tl.float32)).to(high.dtype)
 
 
 @triton.jit
-def _columns(ptr, first, rows, c, num_rows, channels, in_channels):
-    """Rows from `first` on of a node's [rows, channels], as [channels, rows]."""
-    return tl.load(
-        ptr + (first + rows)[None, :] * channels + c[:, None],
-        mask=in_channels[:, None] & (rows < num_rows)[None, :],
-        other=0.0,
-    )
+def _half_values(
+    rows_ptr, bias_ptr, to_high, to_low, functions, i, j, c, channels, num_in, num_functions,
+    HALVES: tl.constexpr,
+):  # fmt: skip
+    """Some channels of a node's rows, and half their values at the points."""
+    x = load_matrix(rows_ptr, c, i, 1, channels, channels, num_in)
+    y = load_matrix(rows_ptr + num_in * channels, c, j, 1, channels, channels, num_functions)
+    bias = tl.load(bias_ptr + c, mask=c < channels, other=0.0).to(tl.float32)
+    z = tl.dot(y, functions)
+    z = tl.dot(x, to_high, z)
+    if HALVES:
+        z = tl.dot(x, to_low, z)
+    return y, 0.5 * (z + bias[:, None])
 
 
 @triton.jit
@@ -80,12 +77,11 @@ def _forward_kernel(
     node = tl.program_id(0).to(tl.int64)
     i, j, o = tl.arange(0, IN), tl.arange(0, FUNCTIONS), tl.arange(0, OUT)
     s = tl.arange(0, POINTS)
-    to = _constant(to_ptr, i, s, 1, num_in, num_in, num_points)
-    back = _constant(from_ptr, s, o, 1, num_points, num_points, num_out)
+    to = load_matrix(to_ptr, i, s, 1, num_in, num_in, num_points)
+    back = load_matrix(from_ptr, s, o, 1, num_points, num_points, num_out)
     to_high, back_high = to.to(kind), back.to(kind)
-    if HALVES:
-        to_low, back_low = _rest(to, to_high), _rest(back, back_high)
-    functions = _constant(
+    to_low, back_low = _rest(to, to_high), _rest(back, back_high)
+    functions = load_matrix(
         functions_ptr + node * num_points * num_functions,
         j, s, 1, num_functions, num_functions, num_points,
     )  # fmt: skip
@@ -94,14 +90,10 @@ def _forward_kernel(
     for tile in range(tiles):
         c = (tl.program_id(1) * tiles + tile) * CHANNELS + tl.arange(0, CHANNELS)
         in_channels = c < channels
-        x = _columns(rows_ptr, 0, i, c, num_in, channels, in_channels)
-        y = _columns(rows_ptr, num_in, j, c, num_functions, channels, in_channels)
-        bias = tl.load(bias_ptr + c, mask=in_channels, other=0.0).to(tl.float32)
-        z = tl.dot(y, functions)
-        z = tl.dot(x, to_high, z)
-        if HALVES:
-            z = tl.dot(x, to_low, z)
-        half = 0.5 * (z + bias[:, None])
+        _, half = _half_values(
+            rows_ptr, bias_ptr, to_high, to_low, functions, i, j, c, channels, num_in,
+            num_functions, HALVES,
+        )  # fmt: skip
         value = (half + half * tanh(half, TANH)).to(kind)
         out = tl.dot(value, back_high)
         if HALVES:
@@ -125,13 +117,12 @@ def _backward_kernel(
     node = tl.program_id(0).to(tl.int64)
     i, j, o = tl.arange(0, IN), tl.arange(0, FUNCTIONS), tl.arange(0, OUT)
     s = tl.arange(0, POINTS)
-    to = _constant(to_ptr, i, s, 1, num_in, num_in, num_points)
-    back = _constant(from_ptr, o, s, num_points, 1, num_out, num_points).to(kind)
+    to = load_matrix(to_ptr, i, s, 1, num_in, num_in, num_points)
+    back = load_matrix(from_ptr, o, s, num_points, 1, num_out, num_points).to(kind)
     to_high = to.to(kind)
-    if HALVES:
-        to_low = _rest(to, to_high)
+    to_low = _rest(to, to_high)
     where_functions = node * num_points * num_functions
-    functions = _constant(
+    functions = load_matrix(
         functions_ptr + where_functions, j, s, 1, num_functions, num_functions, num_points
     )
     grad_functions = tl.zeros((POINTS, FUNCTIONS), dtype=tl.float32)
@@ -141,15 +132,11 @@ def _backward_kernel(
     for tile in range(tiles):
         c = tile * CHANNELS + tl.arange(0, CHANNELS)
         in_channels = c < channels
-        x = _columns(rows_ptr, 0, i, c, num_in, channels, in_channels)
-        y = _columns(rows_ptr, num_in, j, c, num_functions, channels, in_channels)
-        grad = _columns(grad_ptr, 0, o, c, num_out, channels, in_channels)
-        bias = tl.load(bias_ptr + c, mask=in_channels, other=0.0).to(tl.float32)
-        z = tl.dot(y, functions)
-        z = tl.dot(x, to_high, z)
-        if HALVES:
-            z = tl.dot(x, to_low, z)
-        half = 0.5 * (z + bias[:, None])
+        y, half = _half_values(
+            rows_ptr, bias_ptr, to_high, to_low, functions, i, j, c, channels, num_in,
+            num_functions, HALVES,
+        )  # fmt: skip
+        grad = load_matrix(grad_ptr, c, o, 1, channels, channels, num_out)
         t = tanh(half, TANH)
         # Twice the derivative of SiLU is 1 + t + half (1 - t^2).
         grad_z = 0.5 * tl.dot(grad, back)
