@@ -103,6 +103,9 @@ class ESTNetwork(LayeredBackbone):
         :class:`est_ocp.models.layer_call.LayerCall`. Conservative models are never compiled.
     memory_budget : float
         Share of the activations that compiled layers keep for the backward pass.
+    fused_kernels : bool
+        Triton kernels on GPUs, in half precision or where TF32 is allowed. Conservative models
+        never use them.
     otf_graph : bool
         Build graphs on the fly (True), or use the data's ``edge_index``.
     """
@@ -132,6 +135,7 @@ class ESTNetwork(LayeredBackbone):
         activation_checkpointing: bool = False,
         compile_layers: str = "never",
         memory_budget: float = 1.0,
+        fused_kernels: bool = True,
         otf_graph: bool = True,
         **unknown: Any,
     ) -> None:
@@ -151,6 +155,8 @@ class ESTNetwork(LayeredBackbone):
         self.lmax, self.lmax_out, self.channels = lmax, lmax_out, channels
         self.max_num_elements = max_num_elements
         self.avg_degree = avg_degree
+        # The kernels have no second derivatives.
+        self.fused_kernels = fused_kernels and not twice
         self.regress_config = GradRegressConfig(direct_forces=direct_forces, forces=regress_forces)
         if graph is None or isinstance(graph, Mapping):
             graph = {"cutoff": 5.0, "max_neighbors": 500} | dict(graph or {})
@@ -192,8 +198,7 @@ class ESTNetwork(LayeredBackbone):
             radial_channels,
             out_channels=out_channels,
             avg_degree=self.avg_degree,
-            # The fused kernels have no second derivatives.
-            fused_attention=not self.conservative,
+            fused_kernels=self.fused_kernels,
             **options,
             **degrees_out,
         )
@@ -201,13 +206,13 @@ class ESTNetwork(LayeredBackbone):
     def _update(self) -> ESTUpdateBlock:
         options = dict(vars(self.update_settings))
         rule = options.pop("rule").build(self.lmax)
-        fused = not self.conservative
         return ESTUpdateBlock(
             self.channels,
             self.lmax,
             rule,
-            fused_attention=fused,
-            fused_kernels=fused,
+            # PyTorch's fused attention has no second derivative.
+            fused_attention=not self.conservative,
+            fused_kernels=self.fused_kernels,
             **options,
         )
 

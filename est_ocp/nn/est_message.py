@@ -80,7 +80,7 @@ class ESTMessageBlock(ConstantBuffers):
         Width of the output; default `channels`.
     lmin_out, lmax_out : int, optional
         Degrees of the output; default all.
-    fused_attention : bool
+    fused_kernels : bool
         Use the fused kernel of the experts' activation where it applies; off if second derivatives
         are needed.
 
@@ -116,7 +116,7 @@ class ESTMessageBlock(ConstantBuffers):
         out_channels: int | None = None,
         lmin_out: int = 0,
         lmax_out: int | None = None,
-        fused_attention: bool = True,
+        fused_kernels: bool = True,
     ) -> None:
         super().__init__()
         if num_spherical_experts < 1 or num_steerable_experts < 0:
@@ -158,7 +158,7 @@ class ESTMessageBlock(ConstantBuffers):
             lmin=lmin_out,
         )
         self.edge_rows = EdgeRows(rule, self.transform, self.attention)
-        self.fused = fused_attention
+        self.fused = fused_kernels
         of_degree = degree_of_coefficient(lmax)[:, None] == torch.arange(lmax + 1)
         self.register_constant("of_degree", of_degree.double())
 

@@ -1,4 +1,4 @@
-"""One key switches the kernels of the hosts' messages off; conservative models never use them."""
+"""One key switches a model's kernels off; conservative models never use them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from est_ocp.nn.equiformer import DepthwiseTensorProduct
 from tests.models.every_backbone import BACKBONES
 
 EQUIFORMERS = [name for name in BACKBONES if "equiformer" in name]
-GOTENNETS = [name for name in BACKBONES if "gotennet" in name]
+#: Backbones that keep the setting, as conservative forces switch it off.
+OTHERS = [name for name in BACKBONES if "gotennet" in name or name == "est"]
 
 
 def products(name: str, **kwargs) -> list[DepthwiseTensorProduct]:
@@ -24,11 +25,21 @@ def test_equiformers(name):
     assert not any(product.fused for product in products(name, fused_kernels=False))
 
 
-@pytest.mark.parametrize("name", GOTENNETS)
-def test_gotennets(name):
+@pytest.mark.parametrize("name", OTHERS)
+def test_others(name):
     def fuses(**kwargs) -> bool:
         return BACKBONES[name](**kwargs).fused_kernels
 
     assert fuses()
     assert not fuses(fused_kernels=False)
     assert not fuses(direct_forces=False, regress_forces=True)
+
+
+def test_blocks_of_est():
+    def blocks(**kwargs) -> list[bool]:
+        made = BACKBONES["est"](**kwargs).blocks
+        return [use for b in made for use in (b.message.fused, b.update.fused_branch)]
+
+    assert all(blocks())
+    assert not any(blocks(fused_kernels=False))
+    assert not any(blocks(direct_forces=False, regress_forces=True))

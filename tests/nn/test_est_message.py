@@ -24,8 +24,8 @@ from tests.tolerances import STRICT, TOL
 VARIANTS = {
     "default": {},
     "heads": {"num_heads": 2},
-    "explicit": {"fused_attention": False},
-    "explicit_heads": {"fused_attention": False, "num_heads": 4},
+    "explicit": {"fused_kernels": False},
+    "explicit_heads": {"fused_kernels": False, "num_heads": 4},
     "top_k": {"top_k": 2},
     "one_expert": {"num_spherical_experts": 1, "num_steerable_experts": 0},
     "spherical_only": {"num_steerable_experts": 0},
@@ -165,7 +165,7 @@ def test_derivatives_once_and_twice():
     inputs = tuple(t.requires_grad_() for t in tensors)
     for fused in (True, False):
         block = ESTMessageBlock(
-            2, 1, rule, [3, 2], hidden_channels=2, fused_attention=fused, **sizes
+            2, 1, rule, [3, 2], hidden_channels=2, fused_kernels=fused, **sizes
         ).double()
 
         def messages(x, harmonics, scalars, block=block):

@@ -54,7 +54,7 @@ def main(dtype: torch.dtype) -> None:
     for name, options in VARIANTS.items():
 
         def make(kind: torch.dtype, fused: bool, options: dict = options) -> ESTMessageBlock:
-            return make_block(dtype=kind, fused_attention=fused, **options).to(DEVICE)
+            return make_block(dtype=kind, fused_kernels=fused, **options).to(DEVICE)
 
         wanted = run(make(torch.float64, False), torch.float64)
         fused = make(torch.float32, True)
