@@ -61,6 +61,8 @@ class EdgeRows(ConstantBuffers):
         own_squares = torch.ones(self.num_own, num_rows - 1, dtype=torch.float64)
         own_squares[:, :num_shared] = 2.0
         self.register_constant("shared", pad_points(shared))
+        # As the kernel reads it, so that it need not be copied in every call.
+        self.register_constant("shared_by_point", pad_points(shared).T.contiguous())
         self.register_constant("of_query", pad_points(of_query))
         self.register_constant("point_weights", pad_points(rule.weights))
         self.register_constant("squares", squares.flatten(0, 1) / self.channels)
@@ -161,4 +163,6 @@ class EdgeRows(ConstantBuffers):
 
         rows = nn.functional.linear(rows[:, :-1] * factor, weight)
         functions = own.mT.to(rows.dtype)
-        return silu_on_functions(rows, functions, bias, self.shared.T, pad_points(from_points))
+        return silu_on_functions(
+            rows, functions, bias, self.shared_by_point, pad_points(from_points)
+        )
