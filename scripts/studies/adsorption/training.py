@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import shutil
 import time
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import yaml
+from fairchem_run import run_fairchem
 
 #: The root of the mean number of atoms, as Equiformer takes; the same head for all.
 _HEAD = "model.heads.energy.avg_num_nodes=4.2"
@@ -168,9 +168,7 @@ def run(training: Training, settings: Settings) -> dict[str, Any]:
         ``parameters``.
     """
     import hydra
-    from fairchem.core._cli import main
     from fairchem.core.common import distutils
-    from hydra.core.global_hydra import GlobalHydra
     from omegaconf import OmegaConf
 
     from est_ocp.cli.evaluate import evaluate
@@ -182,12 +180,7 @@ def run(training: Training, settings: Settings) -> dict[str, Any]:
     shutil.rmtree(run_dir, ignore_errors=True)
     config = entry_config(training, settings)
     started = time.perf_counter()
-    distutils.cleanup()
-    GlobalHydra.instance().clear()
-    try:
-        main(argparse.Namespace(config=str(config)), overrides(training, settings))
-    finally:
-        distutils.cleanup()
+    run_fairchem(config, overrides(training, settings))
     seconds = time.perf_counter() - started
     evaluate(run_dir)
     distutils.cleanup()

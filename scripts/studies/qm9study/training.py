@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import platform
 import shutil
@@ -12,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fairchem_run import run_fairchem
 from gpu_turn import turn_overrides, waited
 
 from qm9study.models import COMPILED, config_of, settings_of_target
@@ -143,9 +143,6 @@ def run(training: Training, settings: Settings, turn: str | None = None) -> dict
         ``paused``, the seconds trained so far, if the training is to go on in a later call. Else
         ``rows`` for the table, one a target, and ``curve``, both of :mod:`qm9study.tables`.
     """
-    from fairchem.core._cli import main
-    from fairchem.core.common import distutils
-    from hydra.core.global_hydra import GlobalHydra
 
     from est_ocp.training import metrics_file
 
@@ -155,15 +152,7 @@ def run(training: Training, settings: Settings, turn: str | None = None) -> dict
         # What was killed begins anew.
         shutil.rmtree(run_dir, ignore_errors=True)
     config = str(ROOT / "configs" / "qm9" / f"{config_of(training.model)[0]}.yml")
-    distutils.cleanup()
-    GlobalHydra.instance().clear()
-    try:
-        words = [*overrides(training, settings), *turn_overrides(turn)]
-        main(argparse.Namespace(config=config), words)
-    finally:
-        distutils.cleanup()
-        # fairchem points this at the run's log folder.
-        os.environ.pop("WANDB_DIR", None)
+    run_fairchem(config, [*overrides(training, settings), *turn_overrides(turn)])
     rows = metrics_file.read(run_dir / metrics_file.FILE_NAME)
     clock = [row for row in rows if row["kind"] == "clock"][-1]
     if clock["trained"] < training.seconds:

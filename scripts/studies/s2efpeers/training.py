@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
-import os
 import shutil
 import time
 from collections.abc import Sequence
@@ -12,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from fairchem_run import run_fairchem
 from gpu_turn import turn_overrides, waited
 
 from s2efpeers.callbacks import KIND
@@ -132,9 +131,6 @@ def run(training: Training, settings: Settings, turn: str | None = None) -> dict
         If the training ended before its time.
     """
     import torch
-    from fairchem.core._cli import main
-    from fairchem.core.common import distutils
-    from hydra.core.global_hydra import GlobalHydra
 
     from est_ocp.cli.config import instantiate, resolve
     from est_ocp.evaluation.machine import machine_info
@@ -147,15 +143,7 @@ def run(training: Training, settings: Settings, turn: str | None = None) -> dict
     cuda = settings.device == "cuda"
     if cuda:
         torch.cuda.reset_peak_memory_stats()
-    distutils.cleanup()
-    GlobalHydra.instance().clear()
-    try:
-        words = [*overrides(training, settings), *turn_overrides(turn)]
-        main(argparse.Namespace(config=str(config)), words)
-    finally:
-        distutils.cleanup()
-        # fairchem points this at the run's log folder.
-        os.environ.pop("WANDB_DIR", None)
+    run_fairchem(config, [*overrides(training, settings), *turn_overrides(turn)])
     rows = metrics_file.read(run_dir / metrics_file.FILE_NAME)
     evaluated = [row for row in rows if row["kind"] == KIND]
     clock = [row for row in rows if row["kind"] == "clock"]
