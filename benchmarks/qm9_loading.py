@@ -11,9 +11,9 @@ import argparse
 import functools
 import tempfile
 import time
-from types import SimpleNamespace
 
 import torch
+from molecules import TASK, data_config
 
 from est_ocp.data import (
     FixedSizeBatchSampler,
@@ -54,23 +54,17 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=5.0, help="of each measurement")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    task = SimpleNamespace(
-        name="target", level="system", property="target", datasets=["qm9"], inference_only=False,
-        out_spec=SimpleNamespace(dim=[1], dtype="float32"),
-        train_on_free_atoms=True, eval_on_free_atoms=True,
-    )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         data = options.data or folder
         if options.data is None:
             write_qm9(folder, "subset")
-        entry = {"format": "qm9_lmdb", "target": "U0", "cutoff": 5.0}
-        config = {"qm9": {**entry, "splits": {"train": {"src": f"{data}/train"}}}}
+        config = data_config(data)
         started = time.perf_counter()
         whole = create_qm9_dataset(config)
         print(f"{len(whole)} molecules opened in {time.perf_counter() - started:.2f} s")
         ways = {
-            "whole batches": (whole, collate_molecules([task])),
-            "one by one": (create_dataset(config), collate([task])),
+            "whole batches": (whole, collate_molecules([TASK])),
+            "one by one": (create_dataset(config), collate([TASK])),
         }
         print(f"{'':<16}" + "".join(f"{n:>4} workers" for n in options.workers))
         for name, (dataset, collate_fn) in ways.items():

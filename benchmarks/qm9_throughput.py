@@ -16,7 +16,6 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import hydra
@@ -28,8 +27,7 @@ from measuring.plan import PRECISIONS
 from measuring.records import CsvFile
 from measuring.timing import autocast, measure, use_precision
 from measuring.trace import profiled
-
-from est_ocp.data import collate_molecules, create_qm9_dataset
+from molecules import batches
 
 COLUMNS = (
     "model", "precision", "fused", "graphs", "compiled", "batch", "atoms", "edges", "parameters",
@@ -38,7 +36,7 @@ COLUMNS = (
 )  # fmt: skip
 OPTIONS = ("plain", "loose", "compile")
 #: Models with a key for their fused kernels.
-KEYED = ("equiformer", "est_ga", "gotennet", "est_gata")
+KEYED = ("equiformer", "est_ga", "gotennet", "est_gata", "est", "debug")
 NUM_BATCHES = 4
 
 
@@ -71,28 +69,14 @@ def build(model: str, fused: bool, device: str) -> torch.nn.Module:
     return hydra.utils.instantiate(config.model).to(device)
 
 
-def batches(data: str, size: int, device: str) -> list[Any]:
-    """First molecules of the training set."""
-    spreads = {"means": {"U0": 0.0, "alpha": 0.0}, "spreads": {"U0": 1.0, "alpha": 1.0}}
-    entry = {"format": "qm9_lmdb", "target": "alpha", "cutoff": 5.0, **spreads}
-    config = {"qm9": {**entry, "splits": {"train": {"src": f"{data}/train"}}}}
-    dataset = create_qm9_dataset(config)
-    task = SimpleNamespace(
-        name="target", level="system", property="target", datasets=["qm9"], inference_only=False,
-        out_spec=SimpleNamespace(dim=[1], dtype="float32"),
-        train_on_free_atoms=True, eval_on_free_atoms=True,
-    )  # fmt: skip
-    collate = collate_molecules([task])
-    rows = [range(i * size, (i + 1) * size) for i in range(NUM_BATCHES)]
-    return [collate(dataset.__getitems__(list(row))).to(device) for row in rows]
-
-
 def loss_of(out: dict[str, Any], batch: Any) -> torch.Tensor:
     """A loss that every output reaches."""
     return flat(out)["target"].float().abs().mean()
 
 
-def results(model: torch.nn.Module, batch: Any, precision: str, device: str) -> torch.Tensor:
+def results(
+    model: torch.nn.Module, batch: Any, precision: str, device: str
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Outputs, and all gradients as one vector, without dropout."""
     use_precision(precision)
     model.eval()
@@ -112,14 +96,15 @@ def distance(found: torch.Tensor, wanted: torch.Tensor) -> float:
 
 def measured(row: Row, data: Sequence[Any], steps: int, device: str) -> dict[str, Any]:
     """Figures of one row."""
-    fused = "plain" not in row.options
+    fused = "plain" not in row.options and row.model in KEYED
     reference = results(build(row.model, False, device), data[0], "fp32", device)
     model = build(row.model, fused, device)
     compile_layers(model, "compile" in row.options)
     found = results(model, data[0], row.precision, device)
     errors = [distance(a, b) for a, b in zip(found, reference, strict=True)]
     use_precision(row.precision)
-    use_graphs(model, "loose" not in row.options)
+    graphs = "loose" not in row.options and model.capturable
+    use_graphs(model, graphs)
     model.train()
     figures = measure(
         training_step(model, row.precision, device, loss_of), data, steps, 2 * NUM_BATCHES
@@ -128,7 +113,7 @@ def measured(row: Row, data: Sequence[Any], steps: int, device: str) -> dict[str
     rate = figures.pop("atoms_s") / figures["atoms"] * data[0].natoms.numel()
     return figures | {
         "model": row.model, "precision": row.precision, "fused": fused,
-        "graphs": "loose" not in row.options, "compiled": "compile" in row.options,
+        "graphs": graphs, "compiled": "compile" in row.options,
         "batch": data[0].natoms.numel(), "edges": edges, "molecules_s": round(rate, 1),
         "parameters": sum(p.numel() for p in model.parameters()),
         "outputs_error": errors[0], "gradients_error": errors[1],
@@ -169,7 +154,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/benchmarks"), help="folder")
     arguments = parser.parse_args(argv)
     rows = [Row.parse(text) for text in arguments.run]
-    data = batches(arguments.data, arguments.batch, arguments.device)
+    data = batches(arguments.data, arguments.batch, NUM_BATCHES)
+    data = [batch.to(arguments.device) for batch in data]
     file = CsvFile(arguments.out / "qm9_throughput.csv", COLUMNS)
     for row in rows:
         try:
