@@ -125,24 +125,21 @@ class _Plan:
         host = torch.cat([column.double() for column in columns], dim=1).cpu().numpy()
         periodic = host[:, 9:12] > 0
         self.natoms = host[:, 12].astype(np.int64)
-        self.inverse = np.zeros((len(host), 3, 3))
-        images = []
-        for number, (rows, axes) in enumerate(
-            zip(host[:, :9].reshape(-1, 3, 3), periodic, strict=True)
-        ):
-            inverse = np.linalg.inv(complete_cell(np.where(axes[:, None], rows, 0.0)))
-            # An axis that is not periodic gets a scaled coordinate of 0: no image, no shift.
-            self.inverse[number] = inverse * axes
-            repeats = np.ceil(cutoff * np.linalg.norm(self.inverse[number], axis=0)).astype(int)
-            axis_images = [np.arange(-r, r + 1.0) for r in repeats]
-            images.append(np.stack(np.meshgrid(*axis_images, indexing="ij"), -1).reshape(-1, 3))
-        self.num_images = max(map(len, images))
+        rows = np.where(periodic[:, :, None], host[:, :9].reshape(-1, 3, 3), 0.0)
+        for number in np.flatnonzero(~periodic.all(axis=1)):
+            rows[number] = complete_cell(rows[number])
+        # An axis that is not periodic gets a scaled coordinate of 0: no image, no shift.
+        self.inverse = np.linalg.inv(rows) * periodic[:, None]
+        repeats = np.ceil(cutoff * np.linalg.norm(self.inverse, axis=1)).astype(int)
+        numbers = (2 * repeats + 1).prod(axis=1)
+        self.num_images = int(numbers.max())
         # Positions that are not a number are near nothing.
-        self.images = np.full((len(images), self.num_images, 3), np.nan)
-        for number, found in enumerate(images):
-            self.images[number, : len(found)] = found
+        self.images = np.full((len(host), self.num_images, 3), np.nan)
+        kinds, kind = np.unique(repeats, axis=0, return_inverse=True)
+        for index, found in enumerate(map(_images, kinds)):
+            self.images[kind.reshape(-1) == index, : len(found)] = found
         self.most_atoms = int(self.natoms.max())
-        self.num_pairs = len(images) * self.most_atoms**2 * self.num_images
+        self.num_pairs = len(host) * self.most_atoms**2 * self.num_images
 
     def on(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Inverse cells [B, 3, 3], images [B, K, 3] and atoms [B, J], padded with N.
@@ -158,3 +155,9 @@ class _Plan:
         flat = torch.from_numpy(np.concatenate(parts, axis=1)).to(device, non_blocking=True)
         inverse, images, atoms = flat.split([part.shape[1] for part in parts], dim=1)
         return inverse.unflatten(1, (3, 3)), images.unflatten(1, (-1, 3)), atoms.long()
+
+
+def _images(repeats: np.ndarray) -> np.ndarray:
+    """Numbers of all periodic images [K, 3] up to so many repeats [3] to either side."""
+    axes = [np.arange(-r, r + 1.0) for r in repeats]
+    return np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 3)

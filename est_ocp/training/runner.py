@@ -16,6 +16,7 @@ from est_ocp.data import EvaluationBatchSampler, limit_elements, release_workers
 from est_ocp.errors import CheckpointError, ConfigError
 from est_ocp.models.batch_graph import GraphCollater
 from est_ocp.models.graph import RadiusGraph
+from est_ocp.training.averaging import lean_average
 from est_ocp.training.checkpoint import finish_interrupted, newest_whole, problem_of
 from est_ocp.training.safe_load import check_training_state
 from est_ocp.training.stop_in_time import StopInTime, StoppedInTimeError
@@ -96,7 +97,8 @@ class TrainRunner(TrainEvalRunner):
             self.callbacks = [*self.callbacks, self._stop_in_time()]
             self.stop_before_timeout_min = None
         try:
-            super().run()
+            with lean_average(self.train_eval_unit):
+                super().run()
         except StoppedInTimeError:
             distutils.synchronize()
         finally:

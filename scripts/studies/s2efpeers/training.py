@@ -88,6 +88,8 @@ def overrides(training: Training, settings: Settings) -> list[str]:
         f"data={DATA_GROUP}",
         f"cluster=local_{'gpu' if settings.device == 'cuda' else 'cpu'}",
         f"cluster.num_workers={settings.loader_workers}",
+        # The search for neighbours would let the GPU wait for the host in every step.
+        "runner.loader_graphs=true",
         "+budget=wall_clock",
         f"seconds={settings.seconds_of(training.stage)}",
         f"untimed_steps={settings.untimed_steps}",
