@@ -7,8 +7,8 @@
 
 ``sweep``: untrained networks of 1 to 6 layers for every point set, L and precision. ``rotation``:
 short trainings with and without random rotation of the points. ``trained``: checkpoints of S2EF or
-QM9 models, their points exchanged. Each writes ``equivariance_PART.csv`` into ``--output``;
-``page`` writes the tables, fits and figures that they give, keeping the page's Reading.
+QM9 models, their points exchanged. Each writes ``equivariance_PART.csv`` into ``--output``, ``sweep``
+leaving the rows of other degrees that are there; ``page`` writes the tables, fits and figures that they give, keeping the page's Reading.
 """
 
 from __future__ import annotations
@@ -16,12 +16,14 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from equivariance.rotation_training import TrainingSettings, compare
 from equivariance.sweep import Settings, sweep
-from equivariance.tables import write_csv
+from equivariance.tables import read_csv, write_csv
 
 from est_ocp.evaluation.machine import machine_info
 
@@ -51,12 +53,20 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return arguments
 
 
-def record(out: Path, part: str, command: str) -> None:
-    """Keep the command of a part beside its figures."""
+def record(out: Path, parts: Sequence[str], command: str) -> None:
+    """Keep the command of parts beside their figures."""
     file = out / "equivariance_runs.json"
     runs = json.loads(file.read_text()) if file.is_file() else {}
-    runs[part] = {"command": command} | machine_info()
-    file.write_text(json.dumps(runs, indent=2) + "\n")
+    run = {"command": command} | machine_info()
+    file.write_text(json.dumps(runs | dict.fromkeys(parts, run), indent=2) + "\n")
+
+
+def sweep_with_others(out: Path, settings: Settings) -> Iterable[Mapping[str, Any]]:
+    """Rows of the degrees that are not measured now, then those that are."""
+    file = out / "equivariance_sweep.csv"
+    known = read_csv(file) if file.is_file() else []
+    others = [row for row in known if row["L"] not in settings.degrees]
+    return chain(others, sweep(settings))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -68,10 +78,13 @@ def main(argv: Sequence[str] | None = None) -> None:
 
         write_page(out)
         return
+    parts = [part]
     command = " ".join(["python scripts/studies/qm9_equivariance.py", *(argv or sys.argv[1:])])
     if part == "sweep":
         names = ("molecules", "batch", "channels", "degrees", "layers", "other_layers", "device")
-        rows = sweep(Settings(**{name: getattr(arguments, name) for name in names}))
+        settings = Settings(**{name: getattr(arguments, name) for name in names})
+        rows = sweep_with_others(out, settings)
+        parts = [f"sweep, L = {degree}" for degree in settings.degrees]
     elif part == "rotation":
         names = ("steps", "seeds", "batch", "test_molecules", "rotations", "device")
         rows = compare(TrainingSettings(**{name: getattr(arguments, name) for name in names}))
@@ -81,8 +94,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         rows = trained_errors(
             arguments.checkpoint, arguments.structures, arguments.rotations, arguments.device
         )
+    # First, so that an interrupted run leaves what its rows were made with.
+    record(out, parts, command)
     write_csv(out / f"equivariance_{part}.csv", rows)
-    record(out, part, command)
 
 
 if __name__ == "__main__":

@@ -109,6 +109,18 @@ def test_the_page_shows_the_rows_and_keeps_its_reading(parts, rows, tmp_path):
         assert (tmp_path / name).stat().st_size > 10_000
 
 
+def test_a_sweep_leaves_other_degrees(parts, tmp_path, monkeypatch):
+    study = parts("qm9_equivariance")
+    monkeypatch.setattr(study, "sweep", lambda settings: [{"L": d, "S": 9} for d in settings.degrees])
+    for degrees in (["1", "2"], ["4", "2"]):
+        study.main(["sweep", "--degrees", *degrees, "--output", str(tmp_path)])
+    table = parts("equivariance.tables").read_csv(tmp_path / "equivariance_sweep.csv")
+    assert [row["L"] for row in table] == [1, 4, 2]
+    runs = json.loads((tmp_path / "equivariance_runs.json").read_text())
+    assert list(runs) == ["sweep, L = 1", "sweep, L = 2", "sweep, L = 4"]
+    assert runs["sweep, L = 1"] != runs["sweep, L = 2"] == runs["sweep, L = 4"]
+
+
 def test_one_short_training_measures_before_and_after(parts):
     training = parts("equivariance.rotation_training")
     settings = training.TrainingSettings(

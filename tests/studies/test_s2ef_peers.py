@@ -110,6 +110,9 @@ def test_no_claim_inside_the_noise(report):
     single = report.final(rows((0.2,), (0.1,)), "main")
     assert "nothing can be claimed" in report.sentence(single, "eqv2", "eqv2_est", "energy_mae")
     assert "Nothing can be said" in report.answer(rows((0.2,), (0.1,)))
+    noisy = report.answer(rows((0.20, 0.30), (0.19, 0.21)))
+    assert "in energies, not told apart from the host's" in noisy
+    assert "in forces, as good as the host's own feed-forward within the noise" in noisy
     # Two freedoms: Student's t is 4.30.
     difference, least = report.compared(far, "eqv2", "eqv2_est", "energy_mae")
     logs = np.log([[0.200, 0.201], [0.100, 0.101]])

@@ -36,8 +36,8 @@ def draw(rows: Sequence[Mapping[str, str]], found: Mapping[str, Comparison], pat
     axis.set_yticks(range(len(shown)), [f"{v.table}: {v.label}" for v in shown], fontsize=7)
     axis.invert_yaxis()
     axis.set(xlabel="test MAE of alpha, bohr$^3$", xscale="log")
-    axis.set_title(
-        "mean and standard error; green, red: beyond the noise against its reference", fontsize=8
+    left.suptitle(
+        "mean and standard error; blue: a reference; green, red: beyond the noise", fontsize=8
     )
     top, bottom = right.subplots(2, 1)
     _experts(top, errors)
@@ -55,7 +55,7 @@ def draw(rows: Sequence[Mapping[str, str]], found: Mapping[str, Comparison], pat
                             textcoords="offset points")  # fmt: skip
     bottom.set(xlabel="ms a training step", ylabel="test MAE, bohr$^3$", xscale="log", yscale="log")
     plain_ticks(axis.xaxis)
-    for side in (bottom.xaxis, bottom.yaxis, top.yaxis):
+    for side in (bottom.xaxis, bottom.yaxis):
         plain_ticks(side)
     figure.savefig(path, dpi=130)
     plt.close(figure)
@@ -85,6 +85,6 @@ def plain_ticks(axis) -> None:
     """Numbers as they are on a logarithmic axis of less than a decade or two."""
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-    axis.set_major_locator(LogLocator(subs=(1.0, 1.5, 2.0, 3.0, 5.0, 7.0)))
+    axis.set_major_locator(LogLocator(subs=(1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0)))
     axis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axis.set_minor_formatter(NullFormatter())

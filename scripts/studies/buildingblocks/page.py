@@ -196,7 +196,7 @@ def write_page(page: Path, out: Path) -> Path:
         "experts; for the diagonal inverse the Fibonacci points with quadrature. Top-K computes",
         "all experts, so its time is the dense gate's.",
         "",
-        "Errors are several times the paper's: a training here is seconds, theirs hundreds of",
+        "Errors are many times the paper's: a training here is seconds, theirs hundreds of",
         "epochs. The paper's figures (*theirs*, in italics) compare with each other alone.",
         "",
         f"Base: `{' '.join((*BASE, *UPDATE))}`.",

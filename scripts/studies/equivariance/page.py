@@ -136,23 +136,30 @@ def _table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 
 def _commands(runs: Mapping[str, Mapping[str, str]], rows: Sequence[Mapping[str, Any]]) -> str:
-    commands = "\n".join(f"    {run['command']}" for run in runs.values())
-    first = next(iter(runs.values()))
-    machine = ", ".join(f"{name} {value}" for name, value in first.items() if name != "command")
-    sample = rows[0]
-    return f"""## Command
+    lines = ["## Command", ""]
+    # One command may stand for several degrees.
+    for run in {json.dumps(run): run for run in runs.values()}.values():
+        parts = "; ".join(part for part, other in runs.items() if other == run)
+        machine = ", ".join(f"{name} {value}" for name, value in run.items() if name != "command")
+        lines += [f"    {run['command']}", "", f"({parts}) {machine}.", ""]
+    lines += ["    python scripts/studies/qm9_equivariance.py page", "", _size(rows), ""]
+    return "\n".join(lines)
 
-{commands}
-    python scripts/studies/qm9_equivariance.py page
 
-2-core x86 container shared with other jobs, CPU, one thread: {machine}.
-
-Reduced to fit that machine: {sample["molecules"]} molecules, {sample["channels"]} channels, and
-{max(row["layers"] for row in rows)} layers at L = {DEEP_DEGREE}, {COMMON_DEPTH} at other degrees.
-On 1,000 molecules, with 128 channels and six layers throughout:
-
-    python scripts/studies/qm9_equivariance.py sweep --device cuda
-"""
+def _size(rows: Sequence[Mapping[str, Any]]) -> str:
+    """What each degree was measured on."""
+    parts = []
+    for degree in sorted({row["L"] for row in rows}):
+        here = [row for row in rows if row["L"] == degree]
+        layers = max(row["layers"] for row in here)
+        parts.append(
+            f"L = {degree}: {here[0]['molecules']:,} molecules, {here[0]['channels']} channels, "
+            f"{layers} layers"
+        )
+    return (
+        f"Sizes: {'; '.join(parts)}. The script's own are 1,000 molecules, 128 channels and six "
+        "layers throughout."
+    )
 
 
 def _by_depth(rows: Sequence[Mapping[str, Any]]) -> str:

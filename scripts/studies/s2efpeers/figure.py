@@ -7,11 +7,14 @@ from pathlib import Path
 from s2efpeers.models import LABELS, PAIR, label_of
 from s2efpeers.report import UNITS, Rows
 
-PANELS = ("forces_mae", "energy_mae", "efwt", "efwt10")
+#: Metric and split of each panel.
+PANELS = (
+    ("forces_mae", "mean"), ("energy_mae", "mean"), ("efwt10", "mean"), ("energy_mae", "val_id"),
+)  # fmt: skip
 
 
 def draw(curves: Rows, path: Path) -> None:
-    """Plot the means over the splits, one panel a metric, one line a training.
+    """Plot one panel a metric and split, one line a training.
 
     Raises
     ------
@@ -22,8 +25,8 @@ def draw(curves: Rows, path: Path) -> None:
 
     plt = pyplot()
     figure, axes = plt.subplots(2, 2, figsize=(10, 7.5), sharex=True)
-    rows = [row for row in curves if row["stage"] == "main" and row["split"] == "mean"]
-    for axis, metric in zip(axes.flat, PANELS, strict=True):
+    for axis, (metric, split) in zip(axes.flat, PANELS, strict=True):
+        rows = [row for row in curves if row["stage"] == "main" and row["split"] == split]
         name, factor = UNITS[metric]
         for number, model in enumerate(LABELS):
             for seed in sorted({row["seed"] for row in rows if row["model"] == model}):
@@ -42,12 +45,12 @@ def draw(curves: Rows, path: Path) -> None:
             axis.set_yscale("log")
             for ticks in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
                 ticks("{x:g}")
-        axis.set_ylabel(name)
+        axis.set_ylabel(name if split == "mean" else f"{split}: {name}")
         axis.grid(alpha=0.3, which="both")
     for axis in axes[1]:
         axis.set_xlabel("seconds of training")
     axes.flat[0].legend(fontsize=8)
-    figure.suptitle("Mean of the four validation splits; a line a seed", fontsize=10)
+    figure.suptitle("Mean of the four validation splits where no split is named; a line a seed", fontsize=10)
     figure.tight_layout()
     figure.savefig(path, dpi=130)
     plt.close(figure)

@@ -20,6 +20,8 @@ from s2efpeers.training import ENERGY_COEFFICIENT
 READING = "## Reading"
 #: CSV files of the study; on the page's side their names begin with the page's.
 FILES = ("trainings", "curves", "failures")
+#: With these beside them the study can go on elsewhere.
+STATE = ("settings", "origin")
 
 
 def write_page(page: Path, out: Path) -> None:
@@ -30,6 +32,8 @@ def write_page(page: Path, out: Path) -> None:
         target.unlink(missing_ok=True)
         if source.is_file():
             shutil.copyfile(source, target)
+    for name in STATE:
+        shutil.copyfile(out / f"{name}.json", page.with_name(f"{page.stem}_{name}.json"))
     trainings, curves, failures = (read(out / f"{name}.csv") for name in FILES)
     trainings, curves = (report.newest(trainings, rows) for rows in (trainings, curves))
     origin = json.loads((out / "origin.json").read_text())
@@ -91,7 +95,7 @@ def _method(settings: dict[str, Any], data: dict[str, Any]) -> list[str]:
         "order, AdamW with a cosine that follows the clock, averaged weights (0.995), TF32, and "
         f"{settings['seconds']:g} s of training; evaluations and the first "
         f"{settings['untimed_steps']} steps do not count. Energies come from the same head; forces "
-        "are direct, each model's own way. Models are reduced to about 2.5M parameters, four "
+        "are direct, each model's own way; loaders search for the neighbours. Models are reduced to about 2.5M parameters, four "
         "layers, L = 3 where they have degrees, cutoff 6 Å and 20 neighbours; fairchem's two are "
         "not compiled, as EScAIP is meant to be:",
         "",

@@ -24,6 +24,8 @@ FAILURES = (*KEY, "fast", "error")
 VALIDATION = tuple(split for split in SPLITS if split != "train")
 #: Probability of a claim where there is no difference.
 LEVEL = 0.05
+#: Noise above which "inside the noise" says nothing: a factor.
+TELLING = 1.25
 #: Metric to its unit and the factor from the stored one.
 UNITS = {
     "energy_mae": ("energy MAE, meV", 1e3),
@@ -150,7 +152,12 @@ def answer(curves: Rows) -> str:
         difference, least = compared(results, HOST, HYBRID, metric)
         if math.isinf(least):
             return "Nothing can be said yet: seeds were not repeated."
-        if abs(difference) <= least:
+        if abs(difference) <= least and math.exp(least) > TELLING:
+            outcomes.append(
+                f"not told apart from the host's own feed-forward ({percent(difference)}, but "
+                f"seeds differ so much that only {percent(least)} would count)"
+            )
+        elif abs(difference) <= least:
             outcomes.append("as good as the host's own feed-forward within the noise")
         else:
             outcomes.append("worse" if difference > 0 else "better")
