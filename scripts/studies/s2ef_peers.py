@@ -25,6 +25,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from s2efpeers.data import load_frames, write_data_config, write_lmdbs
 from s2efpeers.gpu_queue import GpuQueue, Outcome
 from s2efpeers.models import LABELS, VARIANTS, base_of
@@ -174,9 +175,10 @@ def train_missing(
     arguments: argparse.Namespace, argv: list[str] | None, out: Path, deadline: float
 ) -> list[Training]:
     """Train what the CSV files do not hold; return what failed."""
-    settings = settings_of(arguments)
-    check_settings(out, settings, "embedded" if arguments.smoke else str(arguments.frames.name))
     frames = load_frames(arguments.frames, arguments.smoke)
+    elements = tuple(int(z) for z in np.unique(frames.of_split("train").z))
+    settings = dataclasses.replace(settings_of(arguments), elements=elements)
+    check_settings(out, settings, "embedded" if arguments.smoke else str(arguments.frames.name))
     folder = (arguments.data or out / "data").resolve()
     write_lmdbs(frames, folder)
     origin = out / "origin.json"

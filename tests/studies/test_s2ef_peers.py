@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from est_ocp.cli.config import instantiate, resolve
 from est_ocp.evaluation import SplitPredictions
@@ -143,6 +144,42 @@ def test_metrics_of_a_split(parts):
     assert metrics["forces_mae"] == pytest.approx(0.21 / 6)
 
 
+def test_frames_of_unknown_elements_are_left_out(parts):
+    place = OmegaConf.create({"metadata": {"log_dir": "logs", "results_dir": "results"}})
+    curve = parts("s2efpeers.callbacks").SplitCurve(place, elements=[1, 8])
+    part = {
+        "ids": np.array(["0", "1", "2"]),
+        "energy": np.array([1.0, 2.0, 3.0]),
+        "forces": np.arange(15.0).reshape(5, 3),
+        "natoms": np.array([2, 1, 2]),
+        "fixed": np.array([False, True, False, True, False]),
+        "energy_label": np.zeros(3),
+        "forces_label": np.zeros((5, 3)),
+        "numbers": np.array([1, 8, 8, 8, 79]),
+    }
+    curve.parts = {"val_id": [part], "val_ood_cat": [part | {"numbers": np.full(5, 79)}]}
+    known = curve._known("val_id")
+    assert known.energy.tolist() == [1.0, 2.0]
+    assert known.natoms.tolist() == [2, 1]
+    assert known.forces.tolist() == part["forces"][:3].tolist()
+    assert known.fixed.tolist() == [False, True, False]
+    assert curve._known("val_ood_cat") is None
+
+
+def test_models_are_compared_by_known_elements_where_all_have_them(report):
+    rows = [
+        curve(model, energy, 0.1, seed=seed) | {"split": split}
+        for model, factor in (("eqv2", 1.0), ("eqv2_est", 0.5))
+        for seed in "01"
+        for split, energy in (("mean", 1.0), ("known", factor * (0.2 + 0.001 * int(seed))))
+    ]
+    assert report.judged(report.final(rows, "main")) == "known"
+    assert "is, in energies, better" in report.answer(rows)
+    without = [row for row in rows if (row["seed"], row["split"]) != ("1", "known")]
+    assert report.judged(report.final(without, "main")) == "mean"
+    assert "better" not in report.answer(without)
+
+
 def test_the_update_can_start_small(parts):
     class Holder(torch.nn.Module):
         def __init__(self):
@@ -262,7 +299,7 @@ def test_the_command_from_frames_to_page(study, report, tmp_path):
     assert all(float(row["train_seconds"]) >= 0.5 for row in rows)
     with open(out / "curves.csv", newline="") as file:
         curves = list(csv.DictReader(file))
-    assert {row["split"] for row in curves} == {*report.VALIDATION, "mean"}
+    assert {row["split"] for row in curves} == {*report.VALIDATION, "mean", "known"}
     last = report.final(curves, "main")["esen"]["0"]
     mean = np.mean([last[split]["energy_mae"] for split in report.VALIDATION])
     assert last["mean"]["energy_mae"] == pytest.approx(mean)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,8 @@ from est_ocp.training.wall_clock import clock_of
 
 #: Kind of the rows in ``metrics.jsonl``.
 KIND = "splits"
+#: Name of the mean over the splits' frames that hold only elements of the training set.
+KNOWN = "known"
 #: Factor on both thresholds of ``efwt10``, for short trainings that reach none of the others.
 LOOSE = 10
 
@@ -34,14 +37,20 @@ class SplitCurve(Callback):
     predicted twice. Besides :func:`est_ocp.evaluation.metrics.s2ef_metrics` there is ``efwt10``,
     EFwT with both thresholds ten times as large.
 
+    What a network says of an element that it was never trained on depends on a random vector, its
+    embedding: the mean :data:`KNOWN` leaves frames with such elements out.
+
     Parameters
     ----------
     job_config : DictConfig
         The job, for the place of the run.
+    elements : sequence of int, optional
+        Atomic numbers in the training set, for that mean.
     """
 
-    def __init__(self, job_config: Any) -> None:
+    def __init__(self, job_config: Any, elements: Sequence[int] | None = None) -> None:
         self.path = metrics_file.metrics_path(job_config)
+        self.elements = None if elements is None else np.array([int(z) for z in elements])
         self.parts: dict[str, list[dict[str, np.ndarray]]] = {}
         self.hook: Any = None
 
@@ -63,12 +72,12 @@ class SplitCurve(Callback):
         splits = {
             split: split_metrics(_joined(parts)) for split, parts in sorted(self.parts.items())
         }
+        known = [split_metrics(part) for part in map(self._known, sorted(self.parts)) if part]
         self.parts = {}
         row = {"kind": KIND, "step": unit.train_progress.num_steps_completed}
         row["trained"] = None if clock is None else round(clock.trained, 3)
-        metrics_file.append(
-            self.path, row | {"splits": splits | {"mean": mean_row([*splits.values()])}}
-        )
+        means = {"mean": mean_row([*splits.values()])} | ({KNOWN: mean_row(known)} if known else {})
+        metrics_file.append(self.path, row | {"splits": splits | means})
 
     def _keep(self, data: Any, out: dict[str, Any], tasks: dict[str, Any]) -> None:
         """Sort one batch's predictions by split."""
@@ -77,6 +86,7 @@ class SplitCurve(Callback):
             for name in ("energy", "forces")
         }
         natoms = data.natoms.cpu().numpy()
+        numbers = data.atomic_numbers.cpu().numpy()
         owner = np.repeat(np.arange(len(natoms)), natoms)
         labels = data.forces.cpu().numpy(), data.energy.reshape(-1).cpu().numpy()
         names = np.array([name.split(".", 1)[-1] for name in data.dataset_name])
@@ -92,14 +102,31 @@ class SplitCurve(Callback):
                     "fixed": data.fixed.cpu().numpy().astype(bool)[atoms],
                     "energy_label": labels[1][frames],
                     "forces_label": labels[0][atoms],
+                    "numbers": numbers[atoms],
                 }
             )
 
+    def _known(self, split: str) -> SplitPredictions | None:
+        """Frames of a split whose elements all occur in training; None if there are none."""
+        if self.elements is None:
+            return None
+        joined = _joined(self.parts[split])
+        strange = ~np.isin(np.concatenate([p["numbers"] for p in self.parts[split]]), self.elements)
+        owner = np.repeat(np.arange(len(joined)), joined.natoms)
+        kept = np.bincount(owner, strange, len(joined)) == 0
+        return _chosen(joined, kept, kept[owner]) if kept.any() else None
+
 
 def _joined(parts: list[dict[str, np.ndarray]]) -> SplitPredictions:
-    return SplitPredictions(
-        **{name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    )
+    names = [name for name in parts[0] if name != "numbers"]
+    return SplitPredictions(**{n: np.concatenate([part[n] for part in parts]) for n in names})
+
+
+def _chosen(found: SplitPredictions, frames: np.ndarray, atoms: np.ndarray) -> SplitPredictions:
+    """Some frames [S] of the predictions, and their atoms [N]; masks."""
+    by_atom = {name: getattr(found, name)[atoms] for name in ("forces", "fixed", "forces_label")}
+    by_frame = ("ids", "energy", "natoms", "energy_label")
+    return SplitPredictions(**by_atom, **{name: getattr(found, name)[frames] for name in by_frame})
 
 
 def split_metrics(predictions: SplitPredictions) -> dict[str, float]:

@@ -11,6 +11,7 @@ from csv_rows import read
 
 from est_ocp.errors import ConfigError
 from s2efpeers import report
+from s2efpeers.callbacks import KNOWN
 from s2efpeers.figure import draw
 from s2efpeers.models import LABELS, VARIANTS, model_overrides
 from s2efpeers.plan import TUNING_SPLIT
@@ -140,12 +141,16 @@ def _results(
     if not any(row["stage"] == "main" for row in curves):
         return ["## Result", "", "No training at full length has finished yet.", ""]
     steps = data["frames"]["train"] / settings["batch_size"]
+    of_known = report.judged(report.final(curves, "main")) == KNOWN
+    means = "Means over the four splits"
+    if of_known:
+        means += ", of frames whose elements all occur in training"
     lines = [
         "## Result",
         "",
         report.answer(curves),
         "",
-        "Means over the four splits; the best of each column in bold, which is no claim:",
+        f"{means}; the best of each column in bold, which is no claim:",
         "",
         *report.main_table(trainings, curves, steps),
         "",

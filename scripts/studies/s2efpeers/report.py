@@ -10,6 +10,7 @@ import numpy as np
 
 from est_ocp.data import SPLITS
 from est_ocp.evaluation.published import published
+from s2efpeers.callbacks import KNOWN
 from s2efpeers.models import HOST, HYBRID, LABELS, VARIANTS, label_of
 from s2efpeers.plan import tuning_scores
 from s2efpeers.training import METRICS
@@ -71,11 +72,17 @@ def _values(seeds: dict[str, dict[str, dict[str, float]]], split: str, metric: s
     return np.array([splits[split][metric] for _, splits in sorted(seeds.items())])
 
 
+def judged(results: dict) -> str:
+    """The mean that models are compared by: over known elements where every training has it."""
+    every = all(KNOWN in splits for seeds in results.values() for splits in seeds.values())
+    return KNOWN if results and every else "mean"
+
+
 def spread(results: dict, metric: str) -> tuple[float, int]:
     """Standard deviation of the logarithm over seeds, pooled over models, and its freedom."""
     squares, freedom = 0.0, 0
     for seeds in results.values():
-        values = np.log(_values(seeds, "mean", metric))
+        values = np.log(_values(seeds, judged(results), metric))
         squares += float(((values - values.mean()) ** 2).sum())
         freedom += len(values) - 1
     return (math.sqrt(squares / freedom) if freedom else math.nan), freedom
@@ -88,13 +95,14 @@ def _is(row: dict[str, str], stage: str, model: str) -> bool:
 def compared(results: dict, first: str, second: str, metric: str) -> tuple[float, float]:
     """Logarithm of the second model's metric over the first's, and the least that can be claimed.
 
-    Geometric means over seeds of the mean over splits; a t-test at :data:`LEVEL` with the pooled
+    Geometric means over seeds of the mean that counts (:func:`judged`); a t-test at :data:`LEVEL` with the pooled
     spread of seeds, the same for all models. Without repeated seeds nothing can be claimed: the
     least is infinite.
     """
     from scipy.stats import t
 
-    a, b = (np.log(_values(results[name], "mean", metric)) for name in (first, second))
+    mean = judged(results)
+    a, b = (np.log(_values(results[name], mean, metric)) for name in (first, second))
     deviation, freedom = spread(results, metric)
     if not freedom:
         return float(b.mean() - a.mean()), math.inf
@@ -169,7 +177,7 @@ def answer(curves: Rows) -> str:
 
 
 def main_table(trainings: Rows, curves: Rows, epoch: float, stage: str = "main") -> list[str]:
-    """One line a model: size, speed, and the mean over the four splits.
+    """One line a model: size, speed, and the mean over the four splits that counts.
 
     Parameters
     ----------
@@ -193,7 +201,7 @@ def main_table(trainings: Rows, curves: Rows, epoch: float, stage: str = "main")
             f"{max(float(row['peak_gib']) for row in rows):.1f}",
         ]
         for metric in METRICS:
-            text = _spread_text(_values(seeds, "mean", metric), metric)
+            text = _spread_text(_values(seeds, judged(results), metric), metric)
             cells.append(f"**{text}**" if leaders[metric] == model else text)
         lines.append("| " + " | ".join(cells) + " |")
     return lines
@@ -201,7 +209,8 @@ def main_table(trainings: Rows, curves: Rows, epoch: float, stage: str = "main")
 
 def _leader(results: dict, metric: str) -> str | None:
     """Model with the best mean; None where several share it."""
-    means = {model: _values(seeds, "mean", metric).mean() for model, seeds in results.items()}
+    mean = judged(results)
+    means = {model: _values(seeds, mean, metric).mean() for model, seeds in results.items()}
     choose = min if metric.endswith("mae") else max
     best = [m for m, value in means.items() if value == choose(means.values())]
     return best[0] if len(best) == 1 else None
@@ -217,13 +226,14 @@ def _spread_text(values: np.ndarray, metric: str) -> str:
 def split_table(curves: Rows) -> list[str]:
     """Energy MAE, force MAE and EFwT of each split."""
     results = final(curves, "main")
-    head = ["model", "metric", *VALIDATION, "mean"]
+    splits = [*VALIDATION, *dict.fromkeys(("mean", judged(results)))]
+    head = ["model", "metric", *splits]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for model, seeds in results.items():
         for metric in METRICS:
             cells = [
                 _spread_text(_values(seeds, split, metric), metric)
-                for split in (*VALIDATION, "mean")
+                for split in splits
             ]
             lines.append(f"| {label_of(model)} | {UNITS[metric][0]} | " + " | ".join(cells) + " |")
     return lines
@@ -282,7 +292,7 @@ def variant_table(trainings: Rows, curves: Rows) -> list[str]:
         row = next(r for r in trainings if r["model"] == name and r["stage"] != "sweep")
         cells = [label_of(name), f"{int(row['parameters']):,}", row["steps_per_second"]]
         for metric in ("energy_mae", "forces_mae"):
-            cells.append(_spread_text(_values(results[name], "mean", metric), metric))
+            cells.append(_spread_text(_values(results[name], judged(results), metric), metric))
             if name == HYBRID or HYBRID not in results:
                 cells.append("-")
                 continue

@@ -60,6 +60,7 @@ class Settings:
     untimed_steps: int = 20
     device: str = "cpu"
     loader_workers: int = 6
+    elements: Sequence[int] = ()
     overrides: Sequence[str] = field(default_factory=tuple)
 
     def seconds_of(self, stage: str) -> float:
@@ -108,6 +109,7 @@ def overrides(training: Training, settings: Settings) -> list[str]:
         "~checkpoint_every",
         "+runner.callbacks.splits._target_=s2efpeers.callbacks.SplitCurve",
         "+runner.callbacks.splits.job_config=${job}",
+        f"+runner.callbacks.splits.elements=[{','.join(map(str, settings.elements))}]",
         f"job.seed={training.seed}",
         f"batching.train.seed={training.seed}",
         f"job.run_dir={Path(settings.out).resolve() / 'runs'}",
