@@ -52,6 +52,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--structures", type=int, help="only so many, to try it out")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: a GPU if there is one")
     parser.add_argument("--loader-workers", type=int, default=0)
+    parser.add_argument(
+        "--keep-checkpoints", action="store_true", help="of every training, for is2re_embedding.py"
+    )
     parser.add_argument("overrides", nargs="*", help="Hydra overrides of every training")
     return parser.parse_args(argv)
 
@@ -141,7 +144,7 @@ def check_settings(out: Path, settings: Settings, arguments: argparse.Namespace)
     """Refuse to mix results of different settings in one folder."""
     same = {"data": Path(arguments.data).name, "structures": arguments.structures}
     # Where and how fast it runs does not matter.
-    elsewhere = ("out", "device", "loader_workers")
+    elsewhere = ("out", "device", "loader_workers", "keep_checkpoints")
     same |= {key: value for key, value in asdict(settings).items() if key not in elsewhere}
     file = out / "settings.json"
     text = json.dumps(same, indent=2, default=list) + "\n"
@@ -183,6 +186,7 @@ def main(argv: list[str] | None = None) -> None:
         lr=arguments.lr,
         device=device,
         loader_workers=arguments.loader_workers,
+        keep_checkpoints=arguments.keep_checkpoints,
         overrides=tuple(arguments.overrides),
     )
     check_settings(out, settings, arguments)

@@ -275,3 +275,20 @@ def test_the_command_from_data_to_page(study, data_file, tmp_path):
         assert len(list(csv.DictReader(file))) == len(rows)
     with pytest.raises(SystemExit, match="other settings"):
         study.main([*arguments, "--lr", "1"])
+
+
+def test_the_embedding_of_a_metal_left_out_can_be_another_ones(study, data_file, tmp_path, parts):
+    arguments = ["--data", str(data_file), "--out", str(tmp_path), "--models", "equiformer"]
+    arguments += ["--folds", "Cu", "--epochs", "1", "--device", "cpu", "--jobs", "0"]
+    study.main([*arguments, "--keep-checkpoints"])
+    parts("is2re_embedding").main(["--folder", str(tmp_path), "--metal", "Cu", "--models", "equiformer"])
+    with open(tmp_path / "embeddings.csv", newline="") as file:
+        rows = {row["embedding"]: row for row in csv.DictReader(file)}
+    with open(tmp_path / "trainings.csv", newline="") as file:
+        (trained,) = [row for row in csv.DictReader(file) if row["model"] == "equiformer"]
+    assert list(rows) == ["its own, untrained", "Pt", "mean", "zero"]
+    own = float(rows["its own, untrained"]["mae"])
+    assert own == pytest.approx(float(trained["mae"]), abs=1e-4)
+    # The mean of one metal's is that metal's.
+    assert float(rows["mean"]["mae"]) == pytest.approx(float(rows["Pt"]["mae"]))
+    assert float(rows["Pt"]["mae"]) != pytest.approx(own, abs=1e-4)

@@ -86,6 +86,7 @@ class Settings:
     lr: float = 1e-3
     device: str = "cpu"
     loader_workers: int = 0
+    keep_checkpoints: bool = False
     overrides: Sequence[str] = field(default_factory=tuple)
 
 
@@ -187,7 +188,8 @@ def run(training: Training, settings: Settings) -> dict[str, Any]:
     predicted = SplitPredictions.load(run_dir / "results" / "predictions" / "held_out.npz")
     model = hydra.utils.instantiate(OmegaConf.create(read_checkpoint(run_dir).model_config))
     steps = metrics_file.read(run_dir / "metrics.jsonl")[-1]["step"]
-    shutil.rmtree(run_dir / "checkpoints")
+    if not settings.keep_checkpoints:
+        shutil.rmtree(run_dir / "checkpoints")
     return {
         "ids": [int(i) for i in predicted.ids],
         "predictions": [float(e) for e in predicted.energy],
