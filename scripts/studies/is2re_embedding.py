@@ -94,7 +94,9 @@ def main(argv: list[str] | None = None) -> None:
     out = arguments.out or folder / "embeddings.csv"
     out.unlink(missing_ok=True)
     batches = batches_of(structures(folder, metal, "held_out"))
-    trained = {int(z) for system in structures(folder, metal, "train") for z in system.atomic_numbers}
+    trained = {
+        int(z) for system in structures(folder, metal, "train") for z in system.atomic_numbers
+    }
     others = [name for name in LATTICE if atomic_numbers[name] in trained]
     for model in arguments.models:
         run = folder / "runs" / Training(model, "metal", metal, arguments.seed).name

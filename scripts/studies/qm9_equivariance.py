@@ -7,8 +7,9 @@
 
 ``sweep``: untrained networks of 1 to 6 layers for every point set, L and precision. ``rotation``:
 short trainings with and without random rotation of the points. ``trained``: checkpoints of S2EF or
-QM9 models, their points exchanged. Each writes ``equivariance_PART.csv`` into ``--output``, ``sweep``
-leaving the rows of other degrees that are there; ``page`` writes the tables, fits and figures that they give, keeping the page's Reading.
+QM9 models, their points exchanged. Each writes ``equivariance_PART.csv`` into ``--output``,
+``sweep`` leaving the rows of other degrees that are there; ``page`` writes the tables, fits and
+figures that they give, keeping the page's Reading.
 """
 
 from __future__ import annotations

@@ -281,7 +281,9 @@ def test_the_embedding_of_a_metal_left_out_can_be_another_ones(study, data_file,
     arguments = ["--data", str(data_file), "--out", str(tmp_path), "--models", "equiformer"]
     arguments += ["--folds", "Cu", "--epochs", "1", "--device", "cpu", "--jobs", "0"]
     study.main([*arguments, "--keep-checkpoints"])
-    parts("is2re_embedding").main(["--folder", str(tmp_path), "--metal", "Cu", "--models", "equiformer"])
+    parts("is2re_embedding").main(
+        ["--folder", str(tmp_path), "--metal", "Cu", "--models", "equiformer"]
+    )
     with open(tmp_path / "embeddings.csv", newline="") as file:
         rows = {row["embedding"]: row for row in csv.DictReader(file)}
     with open(tmp_path / "trainings.csv", newline="") as file:

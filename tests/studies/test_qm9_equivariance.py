@@ -111,7 +111,9 @@ def test_the_page_shows_the_rows_and_keeps_its_reading(parts, rows, tmp_path):
 
 def test_a_sweep_leaves_other_degrees(parts, tmp_path, monkeypatch):
     study = parts("qm9_equivariance")
-    monkeypatch.setattr(study, "sweep", lambda settings: [{"L": d, "S": 9} for d in settings.degrees])
+    monkeypatch.setattr(
+        study, "sweep", lambda settings: [{"L": d, "S": 9} for d in settings.degrees]
+    )
     for degrees in (["1", "2"], ["4", "2"]):
         study.main(["sweep", "--degrees", *degrees, "--output", str(tmp_path)])
     table = parts("equivariance.tables").read_csv(tmp_path / "equivariance_sweep.csv")

@@ -87,9 +87,7 @@ def test_only_the_first_step_waits_for_the_device():
         None,
         AveragedModel(small_model()),
         AveragedModel(small_model(), avg_fn=get_swa_avg_fn()),
-        AveragedModel(
-            small_model(), multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True
-        ),
+        AveragedModel(small_model(), multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True),
     ],
     ids=["none", "mean", "one by one", "buffers"],
 )

@@ -50,7 +50,9 @@ def draw(curves: Rows, path: Path) -> None:
     for axis in axes[1]:
         axis.set_xlabel("seconds of training")
     axes.flat[0].legend(fontsize=8)
-    figure.suptitle("Mean of the four validation splits where no split is named; a line a seed", fontsize=10)
+    figure.suptitle(
+        "Mean of the four validation splits where no split is named; a line a seed", fontsize=10
+    )
     figure.tight_layout()
     figure.savefig(path, dpi=130)
     plt.close(figure)

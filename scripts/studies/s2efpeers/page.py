@@ -96,9 +96,9 @@ def _method(settings: dict[str, Any], data: dict[str, Any]) -> list[str]:
         "order, AdamW with a cosine that follows the clock, averaged weights (0.995), TF32, and "
         f"{settings['seconds']:g} s of training; evaluations and the first "
         f"{settings['untimed_steps']} steps do not count. Energies come from the same head; forces "
-        "are direct, each model's own way; loaders search for the neighbours. Models are reduced to about 2.5M parameters, four "
-        "layers, L = 3 where they have degrees, cutoff 6 Å and 20 neighbours; fairchem's two are "
-        "not compiled, as EScAIP is meant to be:",
+        "are direct, each model's own way; loaders search for the neighbours. Models are reduced "
+        "to about 2.5M parameters, four layers, L = 3 where they have degrees, cutoff 6 Å and 20 "
+        "neighbours; fairchem's two are not compiled, as EScAIP is meant to be:",
         "",
         configs,
         "",

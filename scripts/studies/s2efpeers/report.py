@@ -95,9 +95,9 @@ def _is(row: dict[str, str], stage: str, model: str) -> bool:
 def compared(results: dict, first: str, second: str, metric: str) -> tuple[float, float]:
     """Logarithm of the second model's metric over the first's, and the least that can be claimed.
 
-    Geometric means over seeds of the mean that counts (:func:`judged`); a t-test at :data:`LEVEL` with the pooled
-    spread of seeds, the same for all models. Without repeated seeds nothing can be claimed: the
-    least is infinite.
+    Geometric means over seeds of the mean that counts (:func:`judged`); a t-test at :data:`LEVEL`
+    with the pooled spread of seeds, the same for all models. Without repeated seeds nothing can be
+    claimed: the least is infinite.
     """
     from scipy.stats import t
 
@@ -231,10 +231,7 @@ def split_table(curves: Rows) -> list[str]:
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for model, seeds in results.items():
         for metric in METRICS:
-            cells = [
-                _spread_text(_values(seeds, split, metric), metric)
-                for split in splits
-            ]
+            cells = [_spread_text(_values(seeds, split, metric), metric) for split in splits]
             lines.append(f"| {label_of(model)} | {UNITS[metric][0]} | " + " | ".join(cells) + " |")
     return lines
 

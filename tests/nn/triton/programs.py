@@ -16,7 +16,7 @@ ROUNDING = {
     "bfloat16": 2e-2,
 }
 #: Error of a block with kernels over that of the same block in plain PyTorch. In half precision
-#: both round about as often; in TF32 the kernels also multiply where the plain block adds in float32.
+#: both round about as often; in TF32 kernels also multiply where the plain block adds in float32.
 AS_GOOD = {"float32": 6.0, "float16": 3.0, "bfloat16": 3.0}
 #: Triton's interpreter has no products of bfloat16.
 HALF = "bfloat16" if torch.cuda.is_available() else "float16"
