@@ -7,7 +7,6 @@ import shlex
 import subprocess
 import sys
 import time
-from importlib.resources import as_file, files
 from pathlib import Path
 
 from est_ocp.errors import ESTError
@@ -18,6 +17,13 @@ NOTE = (
     "Demonstration on slabs with adsorbates that are labelled by the universal potential CHGNet, "
     "not by DFT: it shows that the parts work together, not what the model reaches on OC20."
 )
+#: Config of the training where the repository's own, ``configs/demo/s2ef.yml``, is not at hand.
+ENTRY = """hydra:
+  searchpath: [pkg://est_ocp.configs]
+defaults:
+  - demo_s2ef
+  - _self_
+"""
 #: A few hundred structures are predicted sooner than a second process has started.
 ONE_PROCESS = ["job.scheduler.ranks_per_node=1"]
 
@@ -41,23 +47,22 @@ def run(arguments: argparse.Namespace) -> int:
 
     run_id = time.strftime("%Y%m%d-%H%M%S")
     run_dir = out / "runs" / run_id
-    with as_file(files("est_ocp.configs") / "demo_s2ef.yaml") as packaged:
-        own = Path("configs/demo/s2ef.yml")
-        config = own if own.is_file() else packaged
-        train, train_again = (
-            [
-                "fairchem",
-                "--config",
-                str(config),
-                f"data.root={out / 'data'}",
-                f"job.run_dir={out / 'runs'}",
-                f"job.timestamp_id={name}",
-                *arguments.overrides,
-            ]
-            for name in (run_id, "repeat")
-        )
-        _say("2/4  training", shlex.join(train))
-        _fairchem(train[1:], out / "training.log")
+    own = Path("configs/demo/s2ef.yml")
+    config = own if own.is_file() else write_entry(out)
+    train, train_again = (
+        [
+            "fairchem",
+            "--config",
+            str(config),
+            f"data.root={out / 'data'}",
+            f"job.run_dir={out / 'runs'}",
+            f"job.timestamp_id={name}",
+            *arguments.overrides,
+        ]
+        for name in (run_id, "repeat")
+    )
+    _say("2/4  training", shlex.join(train))
+    _fairchem(train[1:], out / "training.log")
 
     from est_ocp.cli.evaluate import evaluate
     from est_ocp.cli.report import make_report
@@ -77,6 +82,16 @@ def run(arguments: argparse.Namespace) -> int:
     page = make_report(run_dir, out / "report", commands=commands, note=NOTE)
     print(f"\nreport: {page}  ({time.perf_counter() - started:.0f} s in all)")
     return 0
+
+
+def write_entry(out: Path) -> Path:
+    """Write a config as a user's own would be: fairchem alone, without est-ocp, has to read it.
+
+    The search path makes Hydra import ``est_ocp.configs``, which registers what its files need.
+    """
+    entry = out / "s2ef.yml"
+    entry.write_text(ENTRY)
+    return entry
 
 
 def _say(what: str, command: str) -> None:

@@ -56,6 +56,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def record(out: Path, parts: Sequence[str], command: str) -> None:
     """Keep the command of parts beside their figures."""
+    out.mkdir(parents=True, exist_ok=True)
     file = out / "equivariance_runs.json"
     runs = json.loads(file.read_text()) if file.is_file() else {}
     run = {"command": command} | machine_info()

@@ -11,6 +11,7 @@ import hydra
 import pytest
 
 from est_ocp.cli.config import resolve
+from est_ocp.cli.demo import write_entry
 from est_ocp.cli.info import describe
 from est_ocp.cli.main import COMMANDS, main
 from est_ocp.cli.parts import count_parts
@@ -207,3 +208,21 @@ def test_every_shipped_config_is_named_in_the_docs():
     for config in CONFIGS.rglob("*.yml"):
         if "s2ef" in str(config):
             assert f"configs/{config.parent.name}/{config.name}" in text
+
+
+def test_the_demonstrations_own_config_is_read_by_fairchem_alone(tmp_path):
+    """Away from the repository; a fresh process, in which nobody has imported est-ocp."""
+    config = write_entry(tmp_path)
+    program = (
+        "import sys\n"
+        "from fairchem.core._cli import get_hydra_config_from_yaml\n"
+        "assert 'est_ocp' not in sys.modules\n"
+        "config = get_hydra_config_from_yaml(sys.argv[1], ['data.root=data', 'steps=7'])\n"
+        "print('steps', config.runner.max_steps)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(config)],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "steps 7" in done.stdout

@@ -115,10 +115,10 @@ def test_a_sweep_leaves_other_degrees(parts, tmp_path, monkeypatch):
         study, "sweep", lambda settings: [{"L": d, "S": 9} for d in settings.degrees]
     )
     for degrees in (["1", "2"], ["4", "2"]):
-        study.main(["sweep", "--degrees", *degrees, "--output", str(tmp_path)])
-    table = parts("equivariance.tables").read_csv(tmp_path / "equivariance_sweep.csv")
+        study.main(["sweep", "--degrees", *degrees, "--output", str(tmp_path / "new")])
+    table = parts("equivariance.tables").read_csv(tmp_path / "new/equivariance_sweep.csv")
     assert [row["L"] for row in table] == [1, 4, 2]
-    runs = json.loads((tmp_path / "equivariance_runs.json").read_text())
+    runs = json.loads((tmp_path / "new/equivariance_runs.json").read_text())
     assert list(runs) == ["sweep, L = 1", "sweep, L = 2", "sweep, L = 4"]
     assert runs["sweep, L = 1"] != runs["sweep, L = 2"] == runs["sweep, L = 4"]
 
