@@ -17,7 +17,7 @@ class LeanAverage:
     """The same as an average's ``update_parameters``, with less to do in each step.
 
     ``AveragedModel`` asks the device twice a step how many steps it has averaged, walks through
-    all modules, and copies buffers one by one: in small models a third of a step's time on the
+    all modules, and copies buffers one by one: in small models much of a step's time on the
     host, which meanwhile cannot prepare the next one. Here the tensors are listed once, and again
     whenever one is replaced; they are averaged by the same function of the same tensors, and
     buffers are copied together.
