@@ -72,7 +72,11 @@ class SplitCurve(Callback):
         splits = {
             split: split_metrics(_joined(parts)) for split, parts in sorted(self.parts.items())
         }
-        known = [split_metrics(part) for part in map(self._known, sorted(self.parts)) if part]
+        known = [
+            split_metrics(frames)
+            for split in sorted(self.parts)
+            if (frames := self._known(split)) is not None
+        ]
         self.parts = {}
         row = {"kind": KIND, "step": unit.train_progress.num_steps_completed}
         row["trained"] = None if clock is None else round(clock.trained, 3)

@@ -80,9 +80,10 @@ def judged(results: dict) -> str:
 
 def spread(results: dict, metric: str) -> tuple[float, int]:
     """Standard deviation of the logarithm over seeds, pooled over models, and its freedom."""
+    mean = judged(results)
     squares, freedom = 0.0, 0
     for seeds in results.values():
-        values = np.log(_values(seeds, judged(results), metric))
+        values = np.log(_values(seeds, mean, metric))
         squares += float(((values - values.mean()) ** 2).sum())
         freedom += len(values) - 1
     return (math.sqrt(squares / freedom) if freedom else math.nan), freedom
@@ -189,6 +190,7 @@ def main_table(trainings: Rows, curves: Rows, epoch: float, stage: str = "main")
     head += [UNITS[metric][0] for metric in METRICS]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     leaders = {metric: _leader(results, metric) for metric in METRICS}
+    mean = judged(results)
     for model, seeds in results.items():
         rows = [row for row in trainings if _is(row, stage, model)]
         cells = [
@@ -201,7 +203,7 @@ def main_table(trainings: Rows, curves: Rows, epoch: float, stage: str = "main")
             f"{max(float(row['peak_gib']) for row in rows):.1f}",
         ]
         for metric in METRICS:
-            text = _spread_text(_values(seeds, judged(results), metric), metric)
+            text = _spread_text(_values(seeds, mean, metric), metric)
             cells.append(f"**{text}**" if leaders[metric] == model else text)
         lines.append("| " + " | ".join(cells) + " |")
     return lines
