@@ -59,6 +59,8 @@ class FactoredFeature(NamedTuple):
             hidden = recomputed(_activate, basis, rows, transform)
         else:
             hidden = _activate(basis, rows, transform)
+        hidden = hidden.unflatten(-1, (experts.num_experts, -1))
+        hidden = (hidden * gate.to(hidden.dtype)[:, None, :, None]).flatten(-2)
         return project(hidden, experts, gate, transform)
 
 
@@ -148,12 +150,12 @@ def project(
     gate: torch.Tensor,
     transform: SphericalTransform,
 ) -> torch.Tensor:
-    """Gate and second map of the experts, on coefficients.
+    """Second map of the experts, on coefficients.
 
     Parameters
     ----------
     hidden : Tensor [N, I, E * H]
-        Coefficients of the activations.
+        Coefficients of the activations, weighed by the gate.
     experts : SphericalExperts
     gate : Tensor [N, E]
     transform : SphericalTransform
@@ -162,8 +164,6 @@ def project(
     -------
     Tensor [N, I, C]
     """
-    hidden = hidden.unflatten(-1, (experts.num_experts, -1))
-    hidden = (hidden * gate.to(hidden.dtype)[:, None, :, None]).flatten(-2)
     out = nn.functional.linear(hidden, experts.weight_out.flatten(1))
     if experts.bias_out is None:
         return out

@@ -61,6 +61,7 @@ class FusedFeature(NamedTuple):
             experts.bias_in.flatten(),
             transform.to_points_matrix,
             transform.from_points_matrix,
+            gate,
         )
         return project(hidden, experts, gate, transform)
 

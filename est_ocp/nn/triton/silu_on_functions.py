@@ -2,8 +2,9 @@
 
 Harmonics are functions that all nodes share; a node may have further ones of its own (those that
 spherical attention makes). The values at the points, several times larger than the vectors, stay in
-registers; the backward pass computes them again. In half precision the constant matrices are used
-as sums of two numbers, so that their rounding does not cost equivariance. Sums have a fixed order.
+registers; the backward pass computes them again. Experts' weights multiply the coefficients before
+these are written. In half precision the constant matrices are used as sums of two numbers, so that
+their rounding does not cost equivariance. Sums have a fixed order.
 """
 
 from __future__ import annotations
@@ -66,11 +67,18 @@ def _half_values(
 
 
 @triton.jit
+def _gate(gate_ptr, c, channels, num_experts):
+    """Weights of the experts to which channels belong."""
+    expert = c // (channels // num_experts)
+    return tl.load(gate_ptr + expert, mask=c < channels, other=0.0).to(tl.float32)
+
+
+@triton.jit
 def _forward_kernel(
-    rows_ptr, functions_ptr, bias_ptr, to_ptr, from_ptr, out_ptr,
-    channels, num_in, num_functions, num_out, num_points, tiles,
+    rows_ptr, functions_ptr, bias_ptr, gate_ptr, to_ptr, from_ptr, out_ptr,
+    channels, num_in, num_functions, num_out, num_points, num_experts, tiles,
     CHANNELS: tl.constexpr, IN: tl.constexpr, FUNCTIONS: tl.constexpr, OUT: tl.constexpr,
-    POINTS: tl.constexpr, HALVES: tl.constexpr, TANH: tl.constexpr,
+    POINTS: tl.constexpr, HALVES: tl.constexpr, TANH: tl.constexpr, GATED: tl.constexpr,
 ):  # fmt: skip
     """One program a node and a share of its channels."""
     kind: tl.constexpr = rows_ptr.dtype.element_ty
@@ -98,6 +106,8 @@ def _forward_kernel(
         out = tl.dot(value, back_high)
         if HALVES:
             out = tl.dot(value, back_low, out)
+        if GATED:
+            out *= _gate(gate_ptr + node * num_experts, c, channels, num_experts)[:, None]
         tl.store(
             out_ptr + o[None, :] * channels + c[:, None],
             out.to(kind),
@@ -107,12 +117,13 @@ def _forward_kernel(
 
 @triton.jit
 def _backward_kernel(
-    grad_ptr, rows_ptr, functions_ptr, bias_ptr, to_ptr, from_ptr, grad_rows_ptr,
-    grad_functions_ptr, channels, num_in, num_functions, num_out, num_points, tiles,
+    grad_ptr, rows_ptr, functions_ptr, bias_ptr, gate_ptr, to_ptr, from_ptr, grad_rows_ptr,
+    grad_functions_ptr, grad_gate_ptr,
+    channels, num_in, num_functions, num_out, num_points, num_experts, tiles,
     CHANNELS: tl.constexpr, IN: tl.constexpr, FUNCTIONS: tl.constexpr, OUT: tl.constexpr,
-    POINTS: tl.constexpr, HALVES: tl.constexpr, TANH: tl.constexpr,
+    POINTS: tl.constexpr, HALVES: tl.constexpr, TANH: tl.constexpr, GATED: tl.constexpr,
 ):  # fmt: skip
-    """One program a node: gradients of its rows and of its functions."""
+    """One program a node: gradients of its rows and functions, and of its gate by channel."""
     kind: tl.constexpr = rows_ptr.dtype.element_ty
     node = tl.program_id(0).to(tl.int64)
     i, j, o = tl.arange(0, IN), tl.arange(0, FUNCTIONS), tl.arange(0, OUT)
@@ -138,8 +149,13 @@ def _backward_kernel(
         )  # fmt: skip
         grad = load_matrix(grad_ptr, c, o, 1, channels, channels, num_out)
         t = tanh(half, TANH)
-        # Twice the derivative of SiLU is 1 + t + half (1 - t^2).
         grad_z = 0.5 * tl.dot(grad, back)
+        if GATED:
+            # SiLU is half (1 + t).
+            by_channel = 2.0 * tl.sum(grad_z * (half + half * t), axis=1)
+            tl.store(grad_gate_ptr + node * channels + c, by_channel, mask=in_channels)
+            grad_z *= _gate(gate_ptr + node * num_experts, c, channels, num_experts)[:, None]
+        # Twice the derivative of SiLU is 1 + t + half (1 - t^2).
         grad_z = (grad_z + grad_z * (t + half * (1.0 - t * t))).to(kind)
         grad_x = tl.dot(grad_z, tl.trans(to_high))
         tl.store(
@@ -161,15 +177,19 @@ def _backward_kernel(
     )
 
 
-def _sizes(rows: Tensor, functions: Tensor, to_points: Tensor, from_points: Tensor) -> list[int]:
+def _sizes(
+    rows: Tensor, functions: Tensor, to_points: Tensor, from_points: Tensor, gate: Tensor | None
+) -> list[int]:
     return [
         rows.shape[2], to_points.shape[1], functions.shape[2], from_points.shape[0],
-        to_points.shape[0],
+        to_points.shape[0], 1 if gate is None else gate.shape[1],
     ]  # fmt: skip
 
 
-def _blocks(rows: Tensor, sizes: list[int], launch: FunctionsLaunch) -> dict[str, int]:
-    _, num_in, num_functions, num_out, num_points = sizes
+def _blocks(
+    rows: Tensor, sizes: list[int], gate: Tensor | None, launch: FunctionsLaunch
+) -> dict[str, int]:
+    _, num_in, num_functions, num_out, num_points, _ = sizes
     return {
         "CHANNELS": launch.channels,
         "IN": block_size(num_in),
@@ -178,6 +198,7 @@ def _blocks(rows: Tensor, sizes: list[int], launch: FunctionsLaunch) -> dict[str
         "POINTS": block_size(num_points),
         "HALVES": rows.element_size() == 2,
         "TANH": tanh_kind(),
+        "GATED": gate is not None,
         "num_warps": launch.num_warps,
         "num_stages": launch.num_stages,
     }
@@ -185,7 +206,12 @@ def _blocks(rows: Tensor, sizes: list[int], launch: FunctionsLaunch) -> dict[str
 
 @torch.library.custom_op("est_ocp::silu_on_functions", mutates_args=())
 def silu_on_functions(
-    rows: Tensor, functions: Tensor, bias: Tensor, to_points: Tensor, from_points: Tensor
+    rows: Tensor,
+    functions: Tensor,
+    bias: Tensor,
+    to_points: Tensor,
+    from_points: Tensor,
+    gate: Tensor | None = None,
 ) -> Tensor:
     """Coefficients of ``silu(sum_r basis_sr rows_r + bias)``, the basis being all functions.
 
@@ -200,6 +226,8 @@ def silu_on_functions(
         Harmonics at the points, the first of them the constant one. No gradient.
     from_points : Tensor [I_out, S], float32
         No gradient.
+    gate : Tensor [N, E], optional
+        Factors of the result; each is for C / E consecutive channels.
 
     Returns
     -------
@@ -207,13 +235,14 @@ def silu_on_functions(
         In the type of `rows`.
     """
     rows, functions = rows.contiguous(), functions.contiguous()
-    sizes = _sizes(rows, functions, to_points, from_points)
+    sizes = _sizes(rows, functions, to_points, from_points, gate)
     out = rows.new_empty(rows.shape[0], from_points.shape[0], rows.shape[2])
     if out.numel():
         tiles = triton.cdiv(sizes[0], FORWARD.channels * FORWARD.splits)
         _forward_kernel[(rows.shape[0], FORWARD.splits)](
-            rows, functions, bias.contiguous(), to_points.contiguous(), from_points.contiguous(),
-            out, *sizes, tiles, **_blocks(rows, sizes, FORWARD),
+            rows, functions, bias.contiguous(), rows if gate is None else gate.contiguous(),
+            to_points.contiguous(), from_points.contiguous(), out, *sizes, tiles,
+            **_blocks(rows, sizes, gate, FORWARD),
         )  # fmt: skip
     return out
 
@@ -226,33 +255,45 @@ def silu_on_functions_backward(
     bias: Tensor,
     to_points: Tensor,
     from_points: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """Gradients of `rows` and `functions` from that of the result [N, I_out, C]."""
+    gate: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of `rows`, `functions` and `gate` from that of the result [N, I_out, C].
+
+    That of the gate has no elements where there is no gate.
+    """
     rows, functions = rows.contiguous(), functions.contiguous()
     grad = grad.to(rows.dtype).contiguous()
-    sizes = _sizes(rows, functions, to_points, from_points)
+    sizes = _sizes(rows, functions, to_points, from_points, gate)
     grad_rows, grad_functions = torch.empty_like(rows), torch.empty_like(functions)
+    channels = 0 if gate is None else sizes[0]
+    by_channel = torch.empty(len(rows), channels, dtype=torch.float32, device=rows.device)
     if grad_rows.numel():
         tiles = triton.cdiv(sizes[0], BACKWARD.channels)
         _backward_kernel[(rows.shape[0],)](
-            grad, rows, functions, bias.contiguous(), to_points.contiguous(),
-            from_points.contiguous(), grad_rows, grad_functions, *sizes, tiles,
-            **_blocks(rows, sizes, BACKWARD),
+            grad, rows, functions, bias.contiguous(), rows if gate is None else gate.contiguous(),
+            to_points.contiguous(), from_points.contiguous(), grad_rows, grad_functions,
+            by_channel, *sizes, tiles, **_blocks(rows, sizes, gate, BACKWARD),
         )  # fmt: skip
-    return grad_rows, grad_functions
+    if gate is None:
+        return grad_rows, grad_functions, by_channel
+    grad_gate = by_channel.unflatten(1, (gate.shape[1], -1)).sum(dim=2)
+    return grad_rows, grad_functions, grad_gate.to(gate.dtype)
 
 
 @silu_on_functions.register_fake
-def _(rows, functions, bias, to_points, from_points):
+def _(rows, functions, bias, to_points, from_points, gate=None):
     return rows.new_empty(rows.shape[0], from_points.shape[0], rows.shape[2])
 
 
 @silu_on_functions_backward.register_fake
-def _(grad, rows, functions, bias, to_points, from_points):
+def _(grad, rows, functions, bias, to_points, from_points, gate):
     kind = torch.contiguous_format
     return (
         torch.empty_like(rows, memory_format=kind),
         torch.empty_like(functions, memory_format=kind),
+        rows.new_empty(rows.shape[0], 0, dtype=torch.float32)
+        if gate is None
+        else torch.empty_like(gate, memory_format=kind),
     )
 
 
@@ -261,11 +302,12 @@ def _keep(ctx, inputs, output):
 
 
 def _backward(ctx, grad):
-    rows, functions, bias, *matrices = ctx.saved_tensors
-    grad_rows, grad_functions = silu_on_functions_backward(grad, rows, functions, bias, *matrices)
+    bias, gate = ctx.saved_tensors[2], ctx.saved_tensors[5]
+    grad_rows, grad_functions, grad_gate = silu_on_functions_backward(grad, *ctx.saved_tensors)
     # The bias is one more vector of the constant function, which is the first one.
     grad_bias = grad_rows[:, 0].sum(dim=0, dtype=torch.float32).to(bias.dtype)
-    return grad_rows, grad_functions, grad_bias, None, None
+    grad_gate = None if gate is None else grad_gate
+    return grad_rows, grad_functions, grad_bias, None, None, grad_gate
 
 
 silu_on_functions.register_autograd(_backward, setup_context=_keep)

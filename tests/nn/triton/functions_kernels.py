@@ -47,10 +47,10 @@ def report(name: str, results, leaves, references, precise, grad) -> None:
 
 
 def compare_silu(
-    name: str, dtype: torch.dtype, sphere: tuple[int, str, int], sizes: tuple[int, int, int]
+    name: str, dtype: torch.dtype, sphere: tuple[int, str, int], sizes: tuple[int, int, int, int]
 ) -> None:
-    """`sizes` are nodes, the nodes' own functions and channels."""
-    nodes, own, channels = sizes
+    """`sizes` are nodes, the nodes' own functions, channels and experts, or 0: no gate."""
+    nodes, own, channels, experts = sizes
     torch.manual_seed(0)
     to_points, from_points = matrices(*sphere)
     num_points, num_in = to_points.shape
@@ -58,11 +58,16 @@ def compare_silu(
     functions = torch.randn(nodes, num_points, own, device=DEVICE)
     bias = torch.randn(channels, device=DEVICE)
     leaves = [rows.to(dtype), functions.to(dtype), bias]
+    if experts:
+        leaves.append(torch.rand(nodes, experts, device=DEVICE))
+        leaves[3][0, 0] = 0.0
     precise = [leaf.double().requires_grad_() for leaf in leaves]
     basis = torch.cat((to_points.expand(nodes, -1, -1), precise[1]), dim=2)
     expected = from_points @ torch.nn.functional.silu(basis @ precise[0] + precise[2])
+    if experts:
+        expected = expected * precise[3].repeat_interleave(channels // experts, dim=1)[:, None]
     leaves = [leaf.requires_grad_() for leaf in leaves]
-    out = silu_on_functions(*leaves, to_points.float(), from_points.float())
+    out = silu_on_functions(*leaves[:3], to_points.float(), from_points.float(), *leaves[3:])
     assert out.dtype == dtype
     grad = torch.randn(out.shape, device=DEVICE).to(dtype)
     report(name, out, leaves, expected, precise, grad)
@@ -140,9 +145,9 @@ def compare_norm(
 def main(dtype: torch.dtype) -> None:
     """Compare in one precision."""
     torch.backends.cuda.matmul.allow_tf32 = True
-    compare_silu("s2ef", dtype, (4, "design", 128), (2, 24, 80))
-    compare_silu("qm9", dtype, (2, "design", 64), (3, 8, 40))
-    compare_silu("heads", dtype, (2, "lebedev", 50), (2, 16, 20))
+    compare_silu("s2ef", dtype, (4, "design", 128), (2, 24, 80, 2))
+    compare_silu("qm9", dtype, (2, "design", 64), (3, 8, 40, 4))
+    compare_silu("heads", dtype, (2, "lebedev", 50), (2, 16, 20, 0))
     compare_attention("attention_s2ef", dtype, (4, "design", 128), (2, 1, 40))
     compare_attention("attention_qm9", dtype, (2, "lebedev", 50), (3, 1, 24))
     compare_attention("attention_heads", dtype, (1, "lebedev", 26), (2, 4, 24))
@@ -153,10 +158,11 @@ def main(dtype: torch.dtype) -> None:
     empty = [torch.zeros(0, 17, 8, device=DEVICE), torch.zeros(0, 26, 8, device=DEVICE)]
     empty = [tensor.to(dtype).requires_grad_() for tensor in empty]
     bias = torch.zeros(8, device=DEVICE, requires_grad=True)
-    out = silu_on_functions(*empty, bias, to_points, from_points)
+    gate = torch.zeros(0, 2, device=DEVICE, requires_grad=True)
+    out = silu_on_functions(*empty, bias, to_points, from_points, gate)
     assert out.shape == (0, 9, 8)
-    gradients = torch.autograd.grad(out.sum(), [*empty, bias])
-    assert [len(gradient) for gradient in gradients] == [0, 0, 8]
+    gradients = torch.autograd.grad(out.sum(), [*empty, bias, gate])
+    assert [len(gradient) for gradient in gradients] == [0, 0, 8, 0]
 
 
 if __name__ == "__main__":
