@@ -65,6 +65,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=Settings.seconds, help="of each training")
     parser.add_argument("--sweep-seconds", type=float, default=Settings.sweep_seconds)
     parser.add_argument("--rates", nargs="+", type=float, default=[3e-4, 1e-3, 3e-3])
+    parser.add_argument(
+        "--rates-of", nargs="+", action="append", default=[], metavar=("MODEL", "RATE"),
+        help="other rates of a model; may be repeated",
+    )  # fmt: skip
     parser.add_argument("--seeds", type=int, default=2, help="of the host and of its hybrid")
     parser.add_argument("--peer-seeds", type=int, default=1, help="of the other models")
     parser.add_argument("--batch-size", type=int, default=Settings.batch_size)
@@ -87,10 +91,20 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("overrides", nargs="*", help="Hydra overrides of every training")
     arguments = parser.parse_args(argv)
+    try:
+        arguments.own_rates = {
+            model: [float(rate) for rate in rates] for model, *rates in arguments.rates_of
+        }
+    except ValueError as error:
+        parser.error(f"--rates-of takes a model and its learning rates: {error}")
+    for model, rates in arguments.own_rates.items():
+        if model not in LABELS or not rates:
+            parser.error(f"--rates-of {model}: give one of {', '.join(LABELS)} and its rates")
     if "all" in arguments.variants:
         arguments.variants = list(VARIANTS)
     if arguments.smoke:
         arguments.rates, arguments.seeds, arguments.in_process = [1e-3], 1, True
+        arguments.own_rates = {}
         arguments.seconds, arguments.evaluations, arguments.untimed_steps = 0.5, 2, 1
         arguments.batch_size, arguments.device, arguments.loader_workers = 4, "cpu", 0
     return arguments
@@ -186,8 +200,9 @@ def train_missing(
     known["data"] = write_data_config(frames, folder, out)
     command = shown_command(arguments, argv if argv is not None else sys.argv[1:])
     plan = Plan(
-        arguments.models, arguments.rates, arguments.seeds, arguments.peer_seeds, arguments.variants
-    )
+        arguments.models, arguments.rates, arguments.seeds, arguments.peer_seeds,
+        arguments.variants, arguments.own_rates,
+    )  # fmt: skip
     study = Study(out, plan, fast_words(arguments), arguments.retry)
     for outcome in outcomes(arguments, settings, study, deadline):
         study.keep(outcome)

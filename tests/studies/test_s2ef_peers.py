@@ -96,6 +96,30 @@ def test_rates_come_first_and_a_failed_one_is_not_the_best(plans):
     assert [t.seed for t in one.trainings(one.best_rates([], []))] == [0]
 
 
+def test_a_model_may_have_rates_of_its_own(plans):
+    plan = plans.Plan(
+        ["eqv2", "escaip", "esen"], [1e-3, 1e-2], 1, 1,
+        own_rates={"escaip": [1e-5, 1e-4, 1e-3], "esen": [3e-3]},
+    )  # fmt: skip
+    tried = [(t.model, t.lr) for t in plan.sweep()]
+    assert tried == [
+        ("eqv2", 1e-2), ("escaip", 1e-4), ("eqv2", 1e-3), ("escaip", 1e-5), ("escaip", 1e-3),
+    ]  # fmt: skip
+    # Trials of rates that are not asked for do not count.
+    row = curve("escaip", 0.1, 0.1, stage="sweep", lr="0.01", split="val_id")
+    rows = [row | {"lr": f"{rate:g}", "energy_mae": rate} for rate in (1e-2, 1e-3, 1e-4, 1e-5)]
+    assert plan.best_rates(rows, []) == {"escaip": 1e-5, "esen": 3e-3}
+
+
+def test_options_name_rates_of_models(study):
+    words = ["--out", "x", "--rates-of", "escaip", "1e-4", "1e-3", "--rates-of", "est", "0.01"]
+    own = study.parse(words).own_rates
+    assert own == {"escaip": [1e-4, 1e-3], "est": [1e-2]}
+    for bad in (["nequip", "1e-3"], ["est"], ["est", "fast"]):
+        with pytest.raises(SystemExit):
+            study.parse(["--out", "x", "--rates-of", *bad])
+
+
 def test_no_claim_inside_the_noise(report):
     def rows(host, hybrid):
         return [

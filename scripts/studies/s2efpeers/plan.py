@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from s2efpeers.models import HYBRID, PAIR, base_of
 from s2efpeers.training import Training
@@ -17,8 +17,8 @@ TUNING_SPLIT = "val_id"
 class Plan:
     """What is wanted.
 
-    ``rates`` are tried for every model; one rate alone needs no trial. ``seeds`` is for the pair
-    of host and EST update, ``peer_seeds`` for the others.
+    ``rates`` are tried for every model that has none in ``own_rates``; one rate alone needs no
+    trial. ``seeds`` is for the pair of host and EST update, ``peer_seeds`` for the others.
     """
 
     models: Sequence[str]
@@ -26,16 +26,22 @@ class Plan:
     seeds: int
     peer_seeds: int
     variants: Sequence[str] = ()
+    own_rates: Mapping[str, Sequence[float]] = field(default_factory=dict)
+
+    def rates_of(self, model: str) -> Sequence[float]:
+        """Rates that are tried for a model."""
+        return self.own_rates.get(model, self.rates)
 
     def sweep(self) -> list[Training]:
         """Trials of learning rates, rate by rate: a cut leaves all models with as many."""
-        if len(self.rates) < 2:
-            return []
         models = list(dict.fromkeys([*self.models, *([HYBRID] if self.variants else [])]))
-        # The middle rate first, then outwards.
-        middle = sorted(self.rates)[len(self.rates) // 2]
-        ordered = sorted(self.rates, key=lambda rate: abs(math.log(rate / middle)))
-        return [Training("sweep", model, rate, 0) for rate in ordered for model in models]
+        ordered = [_outwards(self.rates_of(model)) for model in models]
+        return [
+            Training("sweep", model, rates[place], 0)
+            for place in range(max(map(len, ordered)))
+            for model, rates in zip(models, ordered, strict=True)
+            if 1 < len(rates) > place
+        ]
 
     def trainings(self, best: dict[str, float]) -> list[Training]:
         """Trainings at the best rates known so far, most important first."""
@@ -60,17 +66,24 @@ class Plan:
         failed : iterable of tuple
             Keys of trainings that failed; a rate that fails is not the best.
         """
-        if len(self.rates) == 1:
-            return dict.fromkeys({*self.models, *map(base_of, self.variants)}, self.rates[0])
         scores = tuning_scores(curves)
         over = {(key[1], key[2]) for key in failed if key[0] == "sweep"} | set(scores)
         best = {}
         for model in {*self.models, *map(base_of, self.variants)}:
-            rates = [f"{rate:g}" for rate in self.rates]
+            rates = [f"{rate:g}" for rate in self.rates_of(model)]
+            if len(rates) == 1:
+                best[model] = float(rates[0])
+                continue
             known = {rate: scores[model, rate] for rate in rates if (model, rate) in scores}
             if known and all((model, rate) in over for rate in rates):
                 best[model] = float(min(known, key=known.__getitem__))
         return best
+
+
+def _outwards(rates: Sequence[float]) -> list[float]:
+    """The middle rate first, then the others by their distance from it."""
+    middle = sorted(rates)[len(rates) // 2]
+    return sorted(rates, key=lambda rate: abs(math.log(rate / middle)))
 
 
 def tuning_scores(curves: Iterable[dict[str, str]]) -> dict[tuple[str, str], float]:
