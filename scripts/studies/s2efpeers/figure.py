@@ -5,12 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from s2efpeers.models import LABELS, PAIR, label_of
-from s2efpeers.report import UNITS, Rows
+from s2efpeers.report import KNOWN, UNITS, Rows, final, judged
 
-#: Metric and split of each panel.
-PANELS = (
-    ("forces_mae", "mean"), ("energy_mae", "mean"), ("efwt10", "mean"), ("energy_mae", "val_id"),
-)  # fmt: skip
+#: Metric and split of each panel; none is the mean that models are compared by.
+PANELS = (("forces_mae", ""), ("energy_mae", ""), ("efwt10", ""), ("energy_mae", "val_id"))
 
 
 def draw(curves: Rows, path: Path) -> None:
@@ -25,8 +23,10 @@ def draw(curves: Rows, path: Path) -> None:
 
     plt = pyplot()
     figure, axes = plt.subplots(2, 2, figsize=(10, 7.5), sharex=True)
+    mean = judged(final(curves, "main"))
     for axis, (metric, split) in zip(axes.flat, PANELS, strict=True):
-        rows = [row for row in curves if row["stage"] == "main" and row["split"] == split]
+        wanted = split or mean
+        rows = [row for row in curves if row["stage"] == "main" and row["split"] == wanted]
         name, factor = UNITS[metric]
         for number, model in enumerate(LABELS):
             for seed in sorted({row["seed"] for row in rows if row["model"] == model}):
@@ -45,13 +45,15 @@ def draw(curves: Rows, path: Path) -> None:
             axis.set_yscale("log")
             for ticks in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
                 ticks("{x:g}")
-        axis.set_ylabel(name if split == "mean" else f"{split}: {name}")
+        axis.set_ylabel(f"{split}: {name}" if split else name)
         axis.grid(alpha=0.3, which="both")
     for axis in axes[1]:
         axis.set_xlabel("seconds of training")
     axes.flat[0].legend(fontsize=8)
+    frames = ", frames of known elements" if mean == KNOWN else ""
     figure.suptitle(
-        "Mean of the four validation splits where no split is named; a line a seed", fontsize=10
+        f"Mean of the four validation splits{frames} where no split is named; a line a seed",
+        fontsize=10,
     )
     figure.tight_layout()
     figure.savefig(path, dpi=130)
