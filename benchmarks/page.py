@@ -166,9 +166,12 @@ def scaling_text(rows: Rows, out: Path) -> str:
     timed = any(row["ms"] for row in rows)
     untimed = "" if timed else " Times were not kept."
     note = f" Failed, and left out: {'; '.join(reasons)}." if failed else ""
+    captured = any(row.get("graphs") == "True" for row in rows)
+    how = ", timed steps are replayed as CUDA graphs" if captured else ""
     return f"""Exponents k of `a x^k`, least squares of logarithms, with their standard errors. One
-setting is varied, the others are the config's, {rows[0]["precision"]}; layers are not compiled.
-Memory is what a step needs above weights, gradients and the optimiser's state.{untimed}{note}
+setting is varied, the others are the config's, {rows[0]["precision"]}; layers are not
+compiled{how}. Memory is what a step needs above weights, gradients
+and the optimiser's state.{untimed}{note}
 
 {exponents_table(fits)}{figure}"""
 

@@ -4,8 +4,10 @@
 
 Writes OUT/speed_scaling.csv (one row a setting), OUT/speed_exponents.csv and OUT/speed_scaling.png.
 One setting is varied at a time, the others stay at the model's config. Layers are not compiled:
-every setting would need a compilation of its own. Memory is what a step needs above weights,
-gradients and the optimiser's state: the peak on GPUs, on the CPU what autograd keeps.
+every setting would need a compilation of its own. On GPUs timed steps are replayed as CUDA graphs,
+or else all settings would wait for launches, and for equally long. Memory is what a step without
+graphs needs above weights, gradients and the optimiser's state: the peak on GPUs, on the CPU what
+autograd keeps.
 """
 
 from __future__ import annotations
@@ -19,8 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from fairchem.core.datasets.atomic_data import AtomicData
 from measuring.machine import facts
-from measuring.models import build, training_step
+from measuring.models import build, training_step, use_graphs
 from measuring.plan import PRECISIONS
 from measuring.records import CsvFile, read, write
 from measuring.timing import measure, use_precision
@@ -28,8 +31,8 @@ from report.exponents import LABELS, exponents, exponents_table, plot
 from slabs import batches
 
 COLUMNS = (
-    "sweep", "x", "setting", "batch", "atoms", "edges", "ms", "spread_percent", "memory_gib",
-    "error", "model", "precision", "card", "torch", "triton", "fairchem", "date",
+    "sweep", "x", "setting", "batch", "graphs", "atoms", "edges", "ms", "spread_percent",
+    "memory_gib", "error", "model", "precision", "card", "torch", "triton", "fairchem", "date",
 )  # fmt: skip
 EXPONENTS = ("sweep", "quantity", "exponent", "standard_error", "rows")
 
@@ -116,26 +119,43 @@ class KeptBytes:
         return sum(self._kept.values())
 
 
-def figures(setting: Setting, model: str, precision: str, steps: int, device: str) -> dict:
+def step_memory(
+    model: torch.nn.Module, step: Callable[[AtomicData], torch.Tensor], data: list[AtomicData]
+) -> int:
+    """Bytes that a step needs above what is there before and after it; the largest batch counts."""
+    if not data[0].pos.is_cuda:
+        counter = KeptBytes(model)
+        with counter.hooks():
+            step(data[0])
+        return counter.total
+    # The first step makes the gradients and the optimiser's state.
+    step(data[0])
+    torch.cuda.synchronize()
+    held = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    for batch in data:
+        step(batch)
+    return max(torch.cuda.max_memory_allocated() - held, 0)
+
+
+def figures(
+    setting: Setting, model: str, precision: str, steps: int, device: str, graphs: bool
+) -> dict:
     """Time and memory of one setting."""
     use_precision(precision)
     torch.manual_seed(0)
     made = build(model, setting.overrides, device).train()
+    use_graphs(made, False)
     data = [b.to(device) for b in batches(setting.batch, 2, seed=1)]
     edges = sum(made.backbone.radius_graph(b).edge_index.shape[1] for b in data) / len(data)
     step = training_step(made, precision, device)
-    found = measure(step, data, steps, warm=2)
-    if device == "cuda":
-        held = torch.cuda.memory_allocated()
-        memory = max(torch.cuda.max_memory_allocated() - held, 0)
-    else:
-        counter = KeptBytes(made)
-        with counter.hooks():
-            step(data[0])
-        memory = counter.total
+    memory = step_memory(made, step, data)
+    use_graphs(made, graphs)
+    found = measure(step, data, steps, warm=2 * len(data))
     x = {"atoms": found["atoms"], "neighbours": edges / found["atoms"]}
     return {
         "x": round(x.get(setting.sweep, setting.value), 3),
+        "graphs": graphs,
         "atoms": found["atoms"],
         "edges": edges,
         "ms": found["ms"],
@@ -152,6 +172,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=8, help="where it is not varied")
     parser.add_argument("--only", nargs="+", choices=tuple(LABELS), default=list(LABELS))
     parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument(
+        "--graphs", action=argparse.BooleanOptionalAction, default=True,
+        help="replay timed steps as CUDA graphs",
+    )  # fmt: skip
     parser.add_argument("--minutes", type=float, default=60.0, help="none begins after that")
     parser.add_argument("--quick", action="store_true", help="a tiny model and tiny sweeps")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -176,7 +200,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         try:
             if time.time() - started > 60 * arguments.minutes:
                 raise TimeoutError("no time left")
-            row |= figures(setting, model, arguments.precision, arguments.steps, arguments.device)
+            graphs = arguments.graphs and arguments.device == "cuda"
+            row |= figures(
+                setting, model, arguments.precision, arguments.steps, arguments.device, graphs
+            )
         except torch.OutOfMemoryError:
             row["error"] = "out of memory"
         except Exception as error:

@@ -93,6 +93,8 @@ def test_sweep_without_times(bench, tmp_path):
     assert "Times were not kept." in text
     assert "layers 2, layers 4 (no time)" in text
     assert "Times were" not in page.scaling_text([r | {"ms": "3"} for r in rows], tmp_path)
+    assert "CUDA graphs" not in text
+    assert "CUDA graphs" in page.scaling_text([r | {"graphs": "True"} for r in rows], tmp_path)
     nothing = page.scaling_text(rows[:2], tmp_path / "missing")
     assert "speed_scaling.png" not in nothing
 

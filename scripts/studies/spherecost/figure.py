@@ -21,7 +21,8 @@ def draw(costs: Rows, rows: Rows, path: Path) -> None:
     from est_ocp.evaluation.figures import pyplot
 
     plt = pyplot()
-    figure, axes = plt.subplots(2, 4, figsize=(15, 7), layout="constrained")
+    columns = 4 if rows else 3
+    figure, axes = plt.subplots(2, columns, figsize=(3.75 * columns, 7), layout="constrained")
     for line, sweep in zip(axes, ("S", "L"), strict=True):
         for axis, key, label in zip(
             line, ("train", "memory_gib"), ("ms, forward and backward", "GiB"), strict=False
@@ -30,12 +31,17 @@ def draw(costs: Rows, rows: Rows, path: Path) -> None:
             axis.set(xlabel=sweep, ylabel=label, xscale="log", yscale="log")
             ticks = sorted({int(row[sweep]) for row in costs if row["sweep"] == sweep})
             axis.set_xticks(ticks, [str(tick) for tick in ticks], fontsize=7)
-            axis.minorticks_off()
-    axes[0][0].legend(fontsize=7)
+            axis.set_xticks([], minor=True)
+            plain_ticks(axis.yaxis)
+    if costs:
+        axes[0][0].legend(fontsize=7)
     _operations(axes[0][2], costs)
-    _errors(axes[1][2], rows, "test_mae", "test MAE of alpha, bohr$^3$")
-    _errors(axes[0][3], rows, "rotation_error", "change under rotation, bohr$^3$")
-    _pareto(axes[1][3], rows)
+    if rows:
+        _errors(axes[1][2], rows, "test_mae", "test MAE of alpha, bohr$^3$")
+        _errors(axes[0][3], rows, "rotation_error", "change under rotation, bohr$^3$")
+        _pareto(axes[1][3], rows)
+    else:
+        axes[1][2].set_axis_off()
     figure.savefig(path, dpi=130)
     plt.close(figure)
 
