@@ -10,10 +10,10 @@ from typing import Any
 from csv_rows import read
 
 from est_ocp.errors import ConfigError
-from s2efpeers import report
+from s2efpeers import report, tables
 from s2efpeers.callbacks import KNOWN
 from s2efpeers.figure import draw
-from s2efpeers.models import LABELS, VARIANTS, model_overrides
+from s2efpeers.models import LABELS, VARIANTS, label_of, model_overrides
 from s2efpeers.plan import TUNING_SPLIT
 from s2efpeers.training import ENERGY_COEFFICIENT
 
@@ -116,7 +116,7 @@ def _command(origin: dict[str, Any], trainings: report.Rows) -> list[str]:
     machine = ", ".join(f"{name} {value}" for name, value in origin["machine"].items())
     cards = ", ".join(sorted({row["card"] for row in trainings})) or "-"
     fast = ", ".join(
-        f"{report.label_of(model)}: `{kinds}`"
+        f"{label_of(model)}: `{kinds}`"
         for model in LABELS
         if (kinds := " / ".join(sorted({r["fast"] for r in trainings if r["model"] == model})))
     )
@@ -152,7 +152,7 @@ def _results(
         "",
         f"{means}; the best of each column in bold, which is no claim:",
         "",
-        *report.main_table(trainings, curves, steps),
+        *tables.main_table(trainings, curves, steps),
         "",
         f"Differences, with a t-test at {100 * report.LEVEL:g}% on the pooled spread of seeds:",
         "",
@@ -164,12 +164,12 @@ def _results(
     lines += [
         "By split:",
         "",
-        *report.split_table(curves),
+        *tables.split_table(curves),
         "",
         "The paper's figures and those that it compares with (theirs: OC20, 31M to 153M "
         "parameters, weeks of many cards), which cannot be compared with ours line by line:",
         "",
-        *report.published_table(),
+        *tables.published_table(),
         "",
         f"Every training: [{stem}_trainings.csv]({stem}_trainings.csv); every evaluation: "
         f"[{stem}_curves.csv]({stem}_curves.csv).",
@@ -188,9 +188,9 @@ def _sweep(curves: report.Rows, failures: report.Rows) -> list[str]:
         f"MAE (eV/Å) on {TUNING_SPLIT}, seed 0. The best one is used above. Short trainings "
         "favour high rates.",
         "",
-        *report.sweep_table(curves, failures),
+        *tables.sweep_table(curves, failures),
         "",
-        *report.sweep_remarks(curves),
+        *tables.sweep_remarks(curves),
         "",
     ]
 
@@ -199,7 +199,7 @@ def _variants(trainings: report.Rows, curves: report.Rows) -> list[str]:
     if not any(row["stage"] == "variant" for row in curves):
         return []
     configs = [
-        f"- {report.label_of(name)}: `{' '.join(model_overrides(name)[1:])}`"
+        f"- {label_of(name)}: `{' '.join(model_overrides(name)[1:])}`"
         for name in VARIANTS
         if any(row["model"] == name for row in curves)
     ]
@@ -209,7 +209,7 @@ def _variants(trainings: report.Rows, curves: report.Rows) -> list[str]:
         "At the hybrid's learning rate and time, one seed each; nothing was tuned for them. "
         "(noise): no larger than seeds differ.",
         "",
-        *report.variant_table(trainings, curves),
+        *tables.variant_table(trainings, curves),
         "",
         *configs,
         "",
@@ -224,6 +224,6 @@ def _failures(failures: report.Rows) -> list[str]:
         "",
         "Left out above. A fast path that failed was tried again without it.",
         "",
-        *report.failure_list(failures),
+        *tables.failure_list(failures),
         "",
     ]

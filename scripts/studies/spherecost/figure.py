@@ -21,6 +21,8 @@ def draw(costs: Rows, rows: Rows, path: Path) -> None:
     from est_ocp.evaluation.figures import pyplot
 
     plt = pyplot()
+    from matplotlib.ticker import LogLocator
+
     columns = 4 if rows else 3
     figure, axes = plt.subplots(2, columns, figsize=(3.75 * columns, 7), layout="constrained")
     for line, sweep in zip(axes, ("S", "L"), strict=True):
@@ -33,6 +35,8 @@ def draw(costs: Rows, rows: Rows, path: Path) -> None:
             axis.set_xticks(ticks, [str(tick) for tick in ticks], fontsize=7)
             axis.set_xticks([], minor=True)
             plain_ticks(axis.yaxis)
+            if key == "train":
+                axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     if costs:
         axes[0][0].legend(fontsize=7)
     _operations(axes[0][2], costs)
