@@ -122,17 +122,18 @@ def history_text(rows: Rows, out: Path) -> str:
     lines, before = [], {}
     for row in rows:
         key = (row["mode"], row["precision"], row["batch"])
+        same = (*key, row["card"])
         rate, gain = number(row, "atoms_s"), "-"
         if rate is not None:
-            gain = f"{rate / before[key]:.2f} x" if key in before else "-"
-            before[key] = rate
+            gain = f"{rate / before[same]:.2f} x" if same in before else "-"
+            before[same] = rate
         what = ", ".join(part for part in key if part)
         words = [row["prediction"] or "-", row["outcome"] or "-"]
         memory = shown(number(row, "peak_gib"), ".1f")
         lines.append([row["step"], what, *words, shown(rate, ",.0f"), gain, memory])
     header = ["step", "measured", "prediction", "outcome", "atoms/s", "gain", "peak, GiB"]
     return (
-        "Each row adds to those before; the gain is over the last row of the same kind.\n\n"
+        "Each row adds to those before; the gain is over the last row of the same kind and card.\n\n"
         + markdown(header, lines)
     )
 

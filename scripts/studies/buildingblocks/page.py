@@ -39,8 +39,9 @@ def change(comparison: Comparison | None) -> str:
         return "-"
     if math.isinf(comparison.noise):
         return f"{comparison.percent:+.1f}% (one seed)"
-    noise = 100 * math.expm1(comparison.noise)
-    return f"{comparison.percent:+.1f}% ± {noise:.1f}: {comparison.verdict}"
+    # Of logarithms, so the bound is another one in either direction.
+    noise = 100 * math.expm1(math.copysign(comparison.noise, comparison.change))
+    return f"{comparison.percent:+.1f}% (noise: {noise:+.1f}): {comparison.verdict}"
 
 
 def variant_table(rows: Rows, name: str, found: Mapping[str, Comparison]) -> list[str]:

@@ -207,7 +207,7 @@ def _variants(trainings: report.Rows, curves: report.Rows) -> list[str]:
         "## Variants of the EST update",
         "",
         "At the hybrid's learning rate and time, one seed each; nothing was tuned for them. "
-        "(noise): no larger than seeds differ.",
+        "(noise): inside what one training against those of the hybrid's seeds can tell.",
         "",
         *tables.variant_table(trainings, curves),
         "",

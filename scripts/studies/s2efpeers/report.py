@@ -139,7 +139,7 @@ def reading(trainings: Rows, curves: Rows) -> list[str]:
             for model in (HOST, HYBRID)
         ]
         lines.append(
-            f"- In the same time the update makes {percent(math.log(rates[1] / rates[0]))} steps."
+            f"- Steps in the same time, update against host: {percent(math.log(rates[1] / rates[0]))}."
         )
         for metric in ("energy_mae", "forces_mae"):
             lines.append("- " + sentence(results, HOST, HYBRID, metric))

@@ -135,8 +135,9 @@ def variant_table(trainings: Rows, curves: Rows) -> list[str]:
     for name in (HYBRID, *VARIANTS):
         if name not in results:
             continue
-        row = next(r for r in trainings if r["model"] == name and r["stage"] != "sweep")
-        cells = [label_of(name), f"{int(row['parameters']):,}", row["steps_per_second"]]
+        rows = [r for r in trainings if r["model"] == name and r["stage"] != "sweep"]
+        rate = np.mean([float(row["steps_per_second"]) for row in rows])
+        cells = [label_of(name), f"{int(rows[0]['parameters']):,}", f"{rate:.1f}"]
         for metric in ("energy_mae", "forces_mae"):
             cells.append(_spread_text(values_of(results[name], judged(results), metric), metric))
             if name == HYBRID or HYBRID not in results:
