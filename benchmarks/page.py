@@ -133,7 +133,7 @@ def history_text(rows: Rows, out: Path) -> str:
         lines.append([row["step"], what, *words, shown(rate, ",.0f"), gain, memory])
     header = ["step", "measured", "prediction", "outcome", "atoms/s", "gain", "peak, GiB"]
     return (
-        "Each row adds to those before; the gain is over the last row of the same kind and card.\n\n"
+        "Each row adds to those before; the gain is over the last row of its kind and card.\n\n"
         + markdown(header, lines)
     )
 

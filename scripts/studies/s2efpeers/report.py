@@ -138,9 +138,8 @@ def reading(trainings: Rows, curves: Rows) -> list[str]:
             np.mean([float(r["steps_per_second"]) for r in trainings if is_of(r, "main", model)])
             for model in (HOST, HYBRID)
         ]
-        lines.append(
-            f"- Steps in the same time, update against host: {percent(math.log(rates[1] / rates[0]))}."
-        )
+        more = percent(math.log(rates[1] / rates[0]))
+        lines.append(f"- Steps in the same time, update against host: {more}.")
         for metric in ("energy_mae", "forces_mae"):
             lines.append("- " + sentence(results, HOST, HYBRID, metric))
     for other in results:
