@@ -122,7 +122,8 @@ def history_text(rows: Rows, out: Path) -> str:
     lines, before = [], {}
     for row in rows:
         key = (row["mode"], row["precision"], row["batch"])
-        same = (*key, row["card"])
+        # Maker and model: the rest of a card's name is written now so, now so.
+        same = (*key, *row["card"].split()[:2])
         rate, gain = number(row, "atoms_s"), "-"
         if rate is not None:
             gain = f"{rate / before[same]:.2f} x" if same in before else "-"

@@ -32,6 +32,8 @@ def test_history_is_read(bench):
     adam = "| + fused AdamW | optimiser | - | 7.0 ms (5.7 foreach) to 2.1 ms | - | - | - |"
     assert adam in text
     assert "| all of these | train, bf16, 64 | - | - | 17,603 | 1.28 x | 34.7 |" in text
+    # Another card gives no gain.
+    assert "59.3 ms: 6.36 x stock | 22,070 | - | 8.6 |" in text
 
 
 def test_stored_figures_are_those_of_the_page(bench):
