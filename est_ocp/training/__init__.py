@@ -15,6 +15,7 @@ from est_ocp.training.runner import TrainRunner
 from est_ocp.training.safe_checkpoint import SafeCheckpoint
 from est_ocp.training.schedule import cosine_schedule
 from est_ocp.training.skip_non_finite import SkipNonFiniteSteps
+from est_ocp.training.sparse_logger import SparseLogger
 from est_ocp.training.vector_task import VectorTask
 from est_ocp.training.wall_clock import WallClockBudget, wall_clock_schedule
 
@@ -25,6 +26,7 @@ __all__ = [
     "ProgressBar",
     "SafeCheckpoint",
     "SkipNonFiniteSteps",
+    "SparseLogger",
     "StopOnNonFiniteLoss",
     "TrainRunner",
     "VectorTask",
