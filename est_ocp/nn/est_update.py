@@ -15,10 +15,6 @@ from est_ocp.nn.so3_linear import SO3Linear
 from est_ocp.nn.spherical_attention import SphericalAttention
 from est_ocp.sphere import SphereRule, SphericalTransform
 
-#: Points a function from which on functions times vectors are faster than features at all points,
-#: by 17% or more (``benchmarks/est_forms.py``).
-POINTS_A_FUNCTION = 1.5
-
 
 class ESTUpdateBlock(nn.Module):
     """Update of steerable node features (paper, sections 3.2 and 3.3).
@@ -86,7 +82,7 @@ class ESTUpdateBlock(nn.Module):
         Compute the spherical experts' hidden activations again, where no kernel does:
         one matrix product more, and the largest tensors of the block are not kept.
     factored : bool
-        Where there are at least 1.5 points for each of the functions and no point has a norm of its
+        Where the points are many times more than coefficients and no point has a norm of its
         own, keep features on the sphere as products of functions and vectors of channels
         (:mod:`est_ocp.nn.factored_feature`): equal results with far less to compute and to
         move. Off, and in half precision, features are made at all points.
@@ -186,7 +182,7 @@ class ESTUpdateBlock(nn.Module):
             )
         functions = num_functions((lmax + 1) ** 2, num_heads)
         factored = factored and use_attention and num_spherical_experts > 0 and norm != "point"
-        self.factored = factored and POINTS_A_FUNCTION * functions <= rule.num_points
+        self.factored = factored and 2 * functions <= rule.num_points
         self.fused_branch = (
             factored and fused_kernels and fused_attention and functions <= rule.num_points
         )
