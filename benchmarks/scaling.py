@@ -22,6 +22,7 @@ from pathlib import Path
 
 import torch
 from fairchem.core.datasets.atomic_data import AtomicData
+from measuring.kept_bytes import KeptBytes
 from measuring.machine import facts
 from measuring.models import build, training_step, use_graphs
 from measuring.plan import PRECISIONS
@@ -93,30 +94,6 @@ QUICK_SIZES = {
     "atoms": (1, 2, 3), "neighbours": (2, 4, 8), "points": (24, 48, 96), "degree": (1, 2, 3),
     "layers": (1, 2, 3),
 }  # fmt: skip
-
-
-class KeptBytes:
-    """Bytes that autograd keeps for the backward pass: distinct tensors, weights left out."""
-
-    def __init__(self, model: torch.nn.Module) -> None:
-        self._weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
-        self._kept: dict[int, int] = {}
-
-    def hooks(self) -> torch.autograd.graph.saved_tensors_hooks:
-        """Context of a forward pass."""
-
-        def pack(tensor: torch.Tensor) -> torch.Tensor:
-            storage = tensor.untyped_storage()
-            if storage.data_ptr() not in self._weights:
-                self._kept[storage.data_ptr()] = storage.nbytes()
-            return tensor
-
-        return torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
-
-    @property
-    def total(self) -> int:
-        """All of them."""
-        return sum(self._kept.values())
 
 
 def step_memory(

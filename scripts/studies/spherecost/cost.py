@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from measuring.kept_bytes import KeptBytes
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -144,28 +144,3 @@ def _memory(made: Made, train: Callable[[], None], cuda: bool) -> float:
     with kept.hooks():
         made.forward()
     return round(kept.total / 2**30, 6)
-
-
-class KeptBytes:
-    """Bytes that autograd keeps for the backward pass: distinct tensors, weights left out."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self._weights = {p.untyped_storage().data_ptr() for p in module.parameters()}
-        self._kept: dict[int, tuple[torch.Tensor, int]] = {}
-
-    def hooks(self) -> torch.autograd.graph.saved_tensors_hooks:
-        """Context of a forward pass."""
-
-        def pack(tensor: torch.Tensor) -> torch.Tensor:
-            storage = tensor.untyped_storage()
-            if storage.data_ptr() not in self._weights:
-                # Held, so that nothing else comes to lie at its address.
-                self._kept[storage.data_ptr()] = tensor, storage.nbytes()
-            return tensor
-
-        return torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
-
-    @property
-    def total(self) -> int:
-        """All of them."""
-        return sum(size for _, size in self._kept.values())

@@ -21,9 +21,7 @@ from triton.runtime.jit import JITFunction
 
 from est_ocp.nn.triton import functions_norm, spherical_experts
 from tests.models import systems
-
-#: Shared memory of a program, KiB: A100, A10 and RTX 3090, H100.
-SHARED_MEMORY = {80: 163, 86: 99, 90: 227}
+from tests.nn.triton.programs import SHARED_MEMORY
 
 
 def slabs() -> Any:

@@ -21,6 +21,8 @@ AS_GOOD = {"float32": 6.0, "float16": 3.0, "bfloat16": 3.0}
 #: Triton's interpreter has no products of bfloat16.
 HALF = "bfloat16" if torch.cuda.is_available() else "float16"
 PRECISIONS = ("float32", HALF)
+#: Shared memory of a program, KiB: A100, A10 and RTX 3090, H100.
+SHARED_MEMORY = {80: 163, 86: 99, 90: 227}
 
 
 def run(program: str, *arguments: str) -> list[list[str]]:

@@ -8,12 +8,10 @@ from pathlib import Path
 import pytest
 
 import est_ocp.nn
-from tests.nn.triton.programs import run
+from tests.nn.triton.programs import SHARED_MEMORY, run
 
 pytest.importorskip("triton", reason="the fused kernels need Triton")
 
-#: Shared memory of a program, KiB: A100, A10 and RTX 3090, H100.
-SHARED_MEMORY = {80: 163, 86: 99, 90: 227}
 KERNELS = Path(est_ocp.nn.__file__).parent / "triton"
 
 
