@@ -8,8 +8,8 @@
 ``sweep``: untrained networks of 1 to 6 layers for every point set, L and precision. ``rotation``:
 short trainings with and without random rotation of the points. ``trained``: checkpoints of S2EF or
 QM9 models, their points exchanged. Each writes ``equivariance_PART.csv`` into ``--output``,
-``sweep`` leaving the rows of other degrees that are there; ``page`` writes the tables, fits and
-figures that they give, keeping the page's Reading.
+``sweep`` leaving the rows of other degrees and precisions that are there; ``page`` writes the
+tables, fits and figures that they give, keeping the page's Reading.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ import argparse
 import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import chain
+from itertools import chain, product
 from pathlib import Path
 from typing import Any
 
 from equivariance.rotation_training import TrainingSettings, compare
-from equivariance.sweep import Settings, sweep
+from equivariance.sweep import DTYPES, Settings, sweep
 from equivariance.tables import read_csv, write_csv
 
 from est_ocp.evaluation.machine import machine_info
@@ -40,6 +40,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=16, help="molecules at once")
     parser.add_argument("--channels", type=int, default=128)
     parser.add_argument("--degrees", type=int, nargs="+", default=[1, 2, 4, 6])
+    parser.add_argument("--precisions", nargs="+", choices=list(DTYPES), default=list(DTYPES))
     parser.add_argument("--layers", type=int, default=6, help="depth at L = 2")
     parser.add_argument("--other-layers", type=int, default=6, help="depth at other degrees")
     parser.add_argument("--steps", type=int, default=100, help="of each training of 'rotation'")
@@ -64,10 +65,14 @@ def record(out: Path, parts: Sequence[str], command: str) -> None:
 
 
 def sweep_with_others(out: Path, settings: Settings) -> Iterable[Mapping[str, Any]]:
-    """Rows of the degrees that are not measured now, then those that are."""
+    """Rows of degrees and precisions that are not measured now, then those that are."""
     file = out / "equivariance_sweep.csv"
     known = read_csv(file) if file.is_file() else []
-    others = [row for row in known if row["L"] not in settings.degrees]
+    others = [
+        row
+        for row in known
+        if row["L"] not in settings.degrees or row["dtype"] not in settings.precisions
+    ]
     return chain(others, sweep(settings))
 
 
@@ -83,10 +88,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parts = [part]
     command = " ".join(["python scripts/studies/qm9_equivariance.py", *(argv or sys.argv[1:])])
     if part == "sweep":
-        names = ("molecules", "batch", "channels", "degrees", "layers", "other_layers", "device")
+        names = ("molecules", "batch", "channels", "degrees", "precisions", "layers")
+        names += ("other_layers", "device")
         settings = Settings(**{name: getattr(arguments, name) for name in names})
         rows = sweep_with_others(out, settings)
-        parts = [f"sweep, L = {degree}" for degree in settings.degrees]
+        measured = product(settings.degrees, settings.precisions)
+        parts = [f"sweep, L = {degree}, {precision}" for degree, precision in measured]
     elif part == "rotation":
         names = ("steps", "seeds", "batch", "test_molecules", "rotations", "device")
         rows = compare(TrainingSettings(**{name: getattr(arguments, name) for name in names}))

@@ -25,12 +25,10 @@ def rows(parts):
         for weighted in (True, False)
     ]
     settings = sweep.Settings(
-        molecules=2, batch=2, channels=8, degrees=(2,), deep_degree=0, other_layers=2
+        molecules=2, batch=2, channels=8, degrees=(2,), precisions=("float64",), layers=2
     )
-    both_precisions = dataclasses.replace(settings, deep_degree=2, layers=2)
-    first = point_set(kinds[1], 26)
-    others = [points for points in sets if points != first]
-    return [*sweep.sweep(both_precisions, [first]), *sweep.sweep(settings, others)]
+    single = dataclasses.replace(settings, precisions=("float32",))
+    return [*sweep.sweep(single, [point_set(kinds[1], 26)]), *sweep.sweep(settings, sets)]
 
 
 @pytest.fixture(scope="module")
@@ -109,18 +107,27 @@ def test_the_page_shows_the_rows_and_keeps_its_reading(parts, rows, tmp_path):
         assert (tmp_path / name).stat().st_size > 10_000
 
 
-def test_a_sweep_leaves_other_degrees(parts, tmp_path, monkeypatch):
+def test_a_sweep_leaves_other_degrees_and_precisions(parts, tmp_path, monkeypatch):
     study = parts("qm9_equivariance")
     monkeypatch.setattr(
-        study, "sweep", lambda settings: [{"L": d, "S": 9} for d in settings.degrees]
+        study,
+        "sweep",
+        lambda settings: [
+            {"L": lmax, "dtype": kind, "S": 9}
+            for lmax in settings.degrees
+            for kind in settings.precisions
+        ],
     )
-    for degrees in (["1", "2"], ["4", "2"]):
-        study.main(["sweep", "--degrees", *degrees, "--output", str(tmp_path / "new")])
+    out = ["--output", str(tmp_path / "new")]
+    study.main(["sweep", "--degrees", "1", "2", *out])
+    study.main(["sweep", "--degrees", "4", "2", "--precisions", "float32", *out])
     table = parts("equivariance.tables").read_csv(tmp_path / "new/equivariance_sweep.csv")
-    assert [row["L"] for row in table] == [1, 4, 2]
+    kept = [(1, "float64"), (1, "float32"), (2, "float64")]
+    assert [(row["L"], row["dtype"]) for row in table] == [*kept, (4, "float32"), (2, "float32")]
     runs = json.loads((tmp_path / "new/equivariance_runs.json").read_text())
-    assert list(runs) == ["sweep, L = 1", "sweep, L = 2", "sweep, L = 4"]
-    assert runs["sweep, L = 1"] != runs["sweep, L = 2"] == runs["sweep, L = 4"]
+    assert runs["sweep, L = 1, float32"] == runs["sweep, L = 2, float64"]
+    assert runs["sweep, L = 1, float32"] != runs["sweep, L = 2, float32"]
+    assert runs["sweep, L = 2, float32"] == runs["sweep, L = 4, float32"]
 
 
 def test_one_short_training_measures_before_and_after(parts):

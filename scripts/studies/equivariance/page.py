@@ -51,8 +51,8 @@ shuffled, from the 2,000 of the embedded subset. The network is cut off after ea
 The points: the lattice of the authors' code with points on the poles, the half-offset lattice, the
 same after Coulomb repulsion, spherical designs, Lebedev rules, and e3nn's grids `(2l+2) x (2l+1)`
 with their weights in the softmax or with a plain softmax (the weights stay in the inverse
-transform). The inverse transform is the quadrature. float32 is measured at L = 2. Combinations
-have `1.5 (L+1)^2 <= S <= 100 L`. """
+transform). The inverse transform is the quadrature. Combinations have
+`1.5 (L+1)^2 <= S <= 100 L`. """
 
 
 def write_page(folder: Path) -> None:
@@ -264,18 +264,22 @@ Solid: fit; dashed: bound.
 
 
 def _precisions(rows: Sequence[Mapping[str, Any]]) -> str:
-    deep = [row for row in rows if row["L"] == DEEP_DEGREE]
-    last = max(row["layers"] for row in deep)
-    found = {(row["points"], row["S"], row["dtype"]): row for row in deep if row["layers"] == last}
-    lines = []
-    for name, size, dtype in found:
-        both = [found.get((name, size, kind)) for kind in ("float32", "float64")]
-        if dtype == "float64" and all(both):
-            values = [f"{row[key]:.1e}" for key in ("absolute", "features") for row in both]
-            lines.append([STYLES[name][0], str(size), *values])
-    header = ["points", "S", "absolute, float32", "absolute, float64"]
-    header += ["features, float32", "features, float64"]
-    return f"## Precision, L = {DEEP_DEGREE}, {last} layers\n\n{_table(header, lines)}"
+    parts = []
+    for degree in sorted({row["L"] for row in rows}):
+        last = max(row["layers"] for row in rows if row["L"] == degree)
+        here = [row for row in rows if (row["L"], row["layers"]) == (degree, last)]
+        found = {(row["points"], row["S"], row["dtype"]): row for row in here}
+        lines = []
+        for name, size, dtype in found:
+            both = [found.get((name, size, kind)) for kind in ("float32", "float64")]
+            if dtype == "float64" and all(both):
+                values = [f"{row[key]:.1e}" for key in ("absolute", "features") for row in both]
+                lines.append([STYLES[name][0], str(size), *values])
+        if lines:
+            header = ["points", "S", "absolute, float32", "absolute, float64"]
+            header += ["features, float32", "features, float64"]
+            parts.append(f"## Precision, L = {degree}, {last} layers\n\n{_table(header, lines)}")
+    return "\n".join(parts)
 
 
 def _rotation(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -14,7 +14,7 @@ from equivariance.network import DepthNetwork, rotation_errors
 from equivariance.points import PointSet, ladder
 from est_ocp.sphere.discrepancy import cap_discrepancy
 
-DTYPES = {"float32": torch.float32, "float64": torch.float64}
+DTYPES = {"float64": torch.float64, "float32": torch.float32}
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,10 @@ class Settings:
         Width; all others are in proportion.
     degrees : sequence of int
         L.
+    precisions : sequence of str
+        Keys of :data:`DTYPES`.
     deep_degree : int
-        The degree that gets all `layers`, and both precisions; the paper's is 2.
+        The degree that gets all `layers`; the paper's is 2.
     layers, other_layers : int
         Depth at `deep_degree` and at the other degrees.
     device : str
@@ -42,6 +44,7 @@ class Settings:
     batch: int = 16
     channels: int = 128
     degrees: Sequence[int] = (1, 2, 4, 6)
+    precisions: Sequence[str] = tuple(DTYPES)
     deep_degree: int = 2
     layers: int = 6
     other_layers: int = 6
@@ -64,8 +67,7 @@ def sweep(settings: Settings, sets: Sequence[PointSet] | None = None) -> Iterato
     cases = [
         (lmax, dtype, points)
         for lmax in settings.degrees
-        for dtype in ("float64", "float32")
-        if dtype == "float64" or lmax == settings.deep_degree
+        for dtype in settings.precisions
         for points in (ladder() if sets is None else sets)
         if fits_degree(points, lmax)
     ]
