@@ -103,8 +103,39 @@ def test_the_page_shows_the_rows_and_keeps_its_reading(parts, rows, tmp_path):
     assert "| spherical design | 50 | 9 |" in text
     design = next(r for r in rows if (r["points"], r["S"], r["layers"]) == ("design", 50, 2))
     assert f"{design['features']:.1e}" in text
+    assert "## Precision" in text
     for name in ("equivariance.png", "equivariance_bounds.png"):
         assert (tmp_path / name).stat().st_size > 10_000
+
+
+def test_the_page_shows_where_float32_tells(parts):
+    def row(size, layers, dtype, absolute, features):
+        return {
+            "L": 2,
+            "points": "design",
+            "S": size,
+            "layers": layers,
+            "dtype": dtype,
+            "absolute": absolute,
+            "features": features,
+        }
+
+    double = [row(50, 6, "float64", 1e-5, 3e-4), row(86, 6, "float64", 1e-6, 3e-5)]
+    double += [row(146, 6, "float64", 1e-7, 4e-7), row(146, 1, "float64", 1e-8, 1e-7)]
+    page = parts("equivariance.page")
+    assert page._precisions(double) == ""
+    single = [row(50, 6, "float32", 1e-5, 3e-4), row(86, 6, "float32", 1.01e-6, 3e-5)]
+    text = page._precisions([*double, *single])
+    # Both as in float64; the better one is shown.
+    assert "In 0 of 2\ncombinations" in text
+    assert "| 2 | spherical design | 86 | 1.0e-06 | 1.0e-06 | 3.0e-05 | 3.0e-05 |  |" in text
+    assert "| 50 |" not in text
+    single += [row(146, 6, "float32", 1.3e-7, 5e-7), row(146, 1, "float32", 6e-8, 3e-7)]
+    text = page._precisions([*double, *single])
+    assert "In 1 of 3\ncombinations" in text
+    assert "at most 1.00%" in text
+    assert "| 146 | 1.3e-07 | 1.0e-07 | 5.0e-07 | 4.0e-07 | 3.0e-07 |" in text
+    assert text.count("| spherical design |") == 1
 
 
 def test_a_sweep_leaves_other_degrees_and_precisions(parts, tmp_path, monkeypatch):
