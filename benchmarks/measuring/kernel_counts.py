@@ -102,6 +102,18 @@ def _paths_backward(blocks: Dims, matrices: Dims) -> tuple[float, float]:
     return 2.0 * _paths(blocks, matrices)[0], sum(math.prod(block) for block in blocks)
 
 
+def _gated(dims: Dims) -> tuple[float, float]:
+    # No products; scalars are in one tensor with what the sigmoids are taken of.
+    blocks, (nodes, _, channels) = dims[:2]
+    return 0.0, nodes * channels + sum(math.prod(block) for block in blocks)
+
+
+def _gated_backward(dims: Dims) -> tuple[float, float]:
+    _, blocks, pre_activation, gate = dims[:4]
+    results = (*blocks, pre_activation, gate)
+    return 0.0, sum(math.prod(result) for result in results)
+
+
 def _functions_silu(dims: Dims) -> tuple[float, float]:
     (nodes, rows, channels), (_, points, _), _, _, (rows_out, _) = dims[:5]
     return 2.0 * nodes * points * channels * (rows + rows_out), nodes * rows_out * channels
@@ -109,7 +121,7 @@ def _functions_silu(dims: Dims) -> tuple[float, float]:
 
 def _functions_silu_backward(dims: Dims) -> tuple[float, float]:
     # To the points again, gradients of the rows and of the functions.
-    (_, rows_out, _), (nodes, rows, channels), (_, points, own) = dims[:3]
+    (_, _, rows_out, _), (nodes, rows, channels), (_, points, own) = dims[:3]
     operations = 2.0 * nodes * points * channels * (2 * rows + rows_out + own)
     return operations, nodes * (rows * channels + points * own)
 
@@ -134,9 +146,9 @@ def _functions_norm(dims: Dims) -> tuple[float, float]:
 
 
 def _functions_norm_backward(dims: Dims) -> tuple[float, float]:
-    # Values at the points twice, gradients of the rows and of the functions.
+    # Values at the points, gradients of the rows and of the functions.
     (nodes, rows, channels), _, (_, own, _), (_, points, _) = dims[1:5]
-    operations = 2.0 * nodes * points * channels * (3 * (rows + own) + own)
+    operations = 2.0 * nodes * points * channels * (2 * (rows + own) + own)
     return operations, nodes * ((rows + own) * channels + points * own)
 
 
@@ -155,6 +167,8 @@ _KNOWN: dict[str, Callable[[Dims], tuple[float, float]]] = {
     "est_ocp::silu_on_points_backward": _on_points_backward,
     "est_ocp::spherical_experts": _experts,
     "est_ocp::spherical_experts_backward": _experts_backward,
+    "est_ocp::gated_degrees": _gated,
+    "est_ocp::gated_degrees_backward": _gated_backward,
     "est_ocp::silu_on_functions": _functions_silu,
     "est_ocp::silu_on_functions_backward": _functions_silu_backward,
     "est_ocp::attention_functions": _functions_attention,

@@ -29,7 +29,7 @@ RULES = (
     ("S2 activation", r"on_points|s2_act"),
     ("edge rotations", r"est_ocp::.*(frames|orders|edge|rotat)|_frames_|_edge_"),
     ("messages of hosts", r"est_ocp::(tensor|path)_"),
-    ("EST experts", r"expert|silu_on_functions"),
+    ("EST experts", r"expert|silu_on_functions|gated_degrees"),
     ("EST norms", r"functions_norm"),
     ("EST attention", r"scaled_dot_product|sdpa|flash|fmha|attention|mha_"),
     ("GEMMs", r"gemm|nvjet|cutlass|cublas|xmma|wgmma|splitk|triton_tem|aten::(add|b|badd)?mm"),

@@ -8,7 +8,7 @@ from torch import nn
 from est_ocp.nn.autocast import autocast_dtype
 from est_ocp.nn.axial_attention import AxialAttention, CoefficientNorm
 from est_ocp.nn.small_products import pad_points, row_products
-from est_ocp.nn.triton.support import can_fuse, functions_fit
+from est_ocp.nn.triton.support import can_fuse, functions_fit, shared_memory
 from est_ocp.sphere import ConstantBuffers, SphereRule, SphericalTransform, spherical_harmonics
 
 
@@ -113,7 +113,12 @@ class EdgeRows(ConstantBuffers):
         dtype = autocast_dtype(rows)
         num_shared, num_points = self.shared.shape
         return can_fuse(rows, dtype) and functions_fit(
-            num_points, num_shared, self.num_own, self.channels, dtype
+            num_points,
+            num_shared,
+            self.num_own,
+            self.channels,
+            dtype,
+            shared_memory(rows.device),
         )
 
     def activate(
@@ -163,6 +168,7 @@ class EdgeRows(ConstantBuffers):
 
         rows = nn.functional.linear(rows[:, :-1] * factor, weight)
         functions = own.mT.to(rows.dtype)
-        return silu_on_functions(
-            rows, functions, bias, self.shared_by_point, pad_points(from_points)
+        hidden = silu_on_functions(
+            rows, functions, bias, self.shared_by_point, pad_points(from_points), 1
         )
+        return hidden.squeeze(0)

@@ -81,8 +81,8 @@ class ESTMessageBlock(ConstantBuffers):
     lmin_out, lmax_out : int, optional
         Degrees of the output; default all.
     fused_kernels : bool
-        Use the fused kernel of the experts' activation where it applies; off if second derivatives
-        are needed.
+        Use the fused kernels of the experts' activations where they apply; off if second
+        derivatives are needed.
 
     Attributes
     ----------
@@ -147,7 +147,12 @@ class ESTMessageBlock(ConstantBuffers):
         self.steerable: SteerableExperts | None = None
         if num_steerable_experts:
             self.steerable = SteerableExperts(
-                width, steerable_expert_channels, num_steerable_experts, lmax, gain=gain
+                width,
+                steerable_expert_channels,
+                num_steerable_experts,
+                lmax,
+                gain=gain,
+                fused=fused_kernels,
             )
         self.transform = SphericalTransform(rule, lmax, inverse)
         self.map_out = SO3Linear(

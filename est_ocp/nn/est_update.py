@@ -77,7 +77,8 @@ class ESTUpdateBlock(nn.Module):
         PyTorch's fused attention kernels; off if second derivatives are needed.
     fused_kernels : bool
         Fused kernels where they apply: for the whole spherical branch, kept as products
-        (:mod:`est_ocp.nn.fused_feature`), or for the spherical experts; off likewise.
+        (:mod:`est_ocp.nn.fused_feature`), or for the spherical experts, and for the activation of
+        the steerable ones; off likewise.
     recompute_experts : bool
         Compute the spherical experts' hidden activations again, where no kernel does:
         one matrix product more, and the largest tensors of the block are not kept.

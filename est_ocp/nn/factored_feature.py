@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from est_ocp.nn.expert_products import expert_products
 from est_ocp.nn.recompute import recomputed
 from est_ocp.nn.sphere_norm import NoNorm
 from est_ocp.nn.spherical_attention import SphericalAttention
@@ -39,7 +40,7 @@ class FactoredFeature(NamedTuple):
     ) -> torch.Tensor:
         """Coefficients [N, I, C] of the gate-weighted sum of all experts of the normalised feature.
 
-        First map on the rows, activation at the points, gate and second map on coefficients: only
+        First map on the rows, activation at the points, second map and gate on coefficients: only
         the activation's input and result have a row a point.
 
         Parameters
@@ -59,8 +60,7 @@ class FactoredFeature(NamedTuple):
             hidden = recomputed(_activate, basis, rows, transform)
         else:
             hidden = _activate(basis, rows, transform)
-        hidden = hidden.unflatten(-1, (experts.num_experts, -1))
-        hidden = (hidden * gate.to(hidden.dtype)[:, None, :, None]).flatten(-2)
+        hidden = hidden.unflatten(-1, (experts.num_experts, -1)).permute(2, 0, 1, 3)
         return project(hidden, experts, gate, transform)
 
 
@@ -150,12 +150,12 @@ def project(
     gate: torch.Tensor,
     transform: SphericalTransform,
 ) -> torch.Tensor:
-    """Second map of the experts, on coefficients.
+    """Second map of the experts and their weighted sum, on coefficients.
 
     Parameters
     ----------
-    hidden : Tensor [N, I, E * H]
-        Coefficients of the activations, weighed by the gate.
+    hidden : Tensor [E, N, I, H]
+        Coefficients of the activations.
     experts : SphericalExperts
     gate : Tensor [N, E]
     transform : SphericalTransform
@@ -164,7 +164,8 @@ def project(
     -------
     Tensor [N, I, C]
     """
-    out = nn.functional.linear(hidden, experts.weight_out.flatten(1))
+    parts = expert_products(hidden, experts.weight_out)
+    out = (parts * gate.T[:, :, None, None]).sum(dim=0).to(parts.dtype)
     if experts.bias_out is None:
         return out
     # What a constant becomes on the way back: for most rules the scalar alone.

@@ -12,7 +12,7 @@ from est_ocp.nn.factored_feature import project
 from est_ocp.nn.sphere_norm import SphereNorm
 from est_ocp.nn.spherical_attention import SphericalAttention
 from est_ocp.nn.spherical_expert import SphericalExperts
-from est_ocp.nn.triton.support import can_fuse, functions_fit
+from est_ocp.nn.triton.support import can_fuse, functions_fit, shared_memory
 from est_ocp.sphere import SphericalTransform
 
 
@@ -53,7 +53,8 @@ class FusedFeature(NamedTuple):
         # Imported here, as Triton is there on GPUs alone.
         from est_ocp.nn.triton.silu_on_functions import silu_on_functions
 
-        rows = _normalise(norm, transform, *self)
+        at_points = (transform.to_points_matrix, norm.point_weights.flatten())
+        rows = _normalise(norm, at_points, *self)
         rows = nn.functional.linear(rows, experts.weight_in.flatten(0, 1))
         hidden = silu_on_functions(
             rows,
@@ -61,7 +62,7 @@ class FusedFeature(NamedTuple):
             experts.bias_in.flatten(),
             transform.to_points_matrix,
             transform.from_points_matrix,
-            gate,
+            experts.num_experts,
         )
         return project(hidden, experts, gate, transform)
 
@@ -76,7 +77,12 @@ def can_fuse_feature(
         isinstance(attention.norm, SphereNorm)
         and can_fuse(x, dtype)
         and functions_fit(
-            transform.num_points, num_in, attention.num_heads * (num_in - 1), x.shape[2], dtype
+            transform.num_points,
+            num_in,
+            attention.num_heads * (num_in - 1),
+            x.shape[2],
+            dtype,
+            shared_memory(x.device),
         )
     )
 
@@ -90,10 +96,11 @@ def attend(
     """As :func:`est_ocp.nn.factored_feature.attend` of ``factor`` times the coefficients."""
     from est_ocp.nn.triton.attention_functions import attention_functions
 
-    num_nodes, channels = coefficients.shape[0], coefficients.shape[2]
+    num_nodes, num_in, channels = coefficients.shape
     none = coefficients.new_empty(num_nodes, 0, channels)
-    functions = coefficients.new_empty(num_nodes, transform.num_points, 0)
-    rows = _normalise(attention.norm, transform, coefficients, factor, None, none, functions)
+    functions = coefficients.new_empty(num_nodes, num_in, 0)
+    squares = (transform.square_matrix, transform.square_weights)
+    rows = _normalise(attention.norm, squares, coefficients, factor, None, none, functions)
     query, key, value = attention.qkv(rows).split(channels, dim=-1)
     functions = attention_functions(
         query,
@@ -124,26 +131,31 @@ def _map_out(attention: SphericalAttention, value: torch.Tensor) -> tuple[torch.
 
 def _normalise(
     norm: SphereNorm,
-    transform: SphericalTransform,
+    squares: tuple[torch.Tensor, torch.Tensor],
     coefficients: torch.Tensor,
     factor: float,
     constant: torch.Tensor | None,
     own: torch.Tensor,
     functions: torch.Tensor,
 ) -> torch.Tensor:
-    """Vectors [N, I + J, C] of the normalised feature, in autocast's type."""
+    """Vectors [N, I + J, C] of the normalised feature, in autocast's type.
+
+    `squares` are a matrix [K, I] and weights [K] of the mean square over the sphere.
+    """
     from est_ocp.nn.triton.functions_norm import functions_norm
 
-    return functions_norm(
+    matrix, weights = squares
+    rows, _, _ = functions_norm(
         coefficients,
         constant,
         own,
         functions,
-        transform.to_points_matrix,
-        norm.point_weights.flatten(),
+        matrix,
+        weights,
         norm.weight,
         norm.bias,
         factor,
         norm.eps,
         autocast_dtype(coefficients),
     )
+    return rows

@@ -52,7 +52,8 @@ class MixtureOfHybridExperts(nn.Module):
     spherical_bias : bool
         Output bias of the spherical experts; it only reaches scalars.
     fused : bool
-        Use the fused kernel of :class:`SphericalExperts` where it applies.
+        Use the fused kernels of :class:`SphericalExperts` and :class:`SteerableExperts` where they
+        apply.
     recompute : bool
         Compute the spherical experts' hidden activations again in the backward pass, where no
         kernel does.
@@ -116,7 +117,12 @@ class MixtureOfHybridExperts(nn.Module):
         self.steerable: SteerableExperts | None = None
         if num_steerable_experts:
             self.steerable = SteerableExperts(
-                channels, steerable_expert_channels, num_steerable_experts, lmax, gain=gain
+                channels,
+                steerable_expert_channels,
+                num_steerable_experts,
+                lmax,
+                gain=gain,
+                fused=fused,
             )
 
     def forward(

@@ -10,6 +10,7 @@ from torch import nn
 
 from est_ocp.nn.autocast import in_autocast_dtype
 from est_ocp.nn.gate_activation import GateActivation
+from est_ocp.nn.triton.support import can_fuse
 
 
 class SteerableExperts(nn.Module):
@@ -21,6 +22,9 @@ class SteerableExperts(nn.Module):
     here inside the small tensor of gates, and the second map sums over the experts. Between the
     maps each degree is a tensor of its own: joining and splitting the hidden activations would
     copy the largest tensors of the module.
+
+    The fused kernel reads and writes the hidden activations once. It applies in half precision, or
+    in float32 where TF32 is allowed, on GPUs, and has no second derivatives.
 
     The weights start uniform in ``+-1/sqrt(fan-in of one expert)``, the second times `gain`;
     biases start at zero.
@@ -37,6 +41,8 @@ class SteerableExperts(nn.Module):
         Largest degree.
     gain : float
         Factor on the second weight at the start, see :class:`MixtureOfHybridExperts`.
+    fused : bool
+        Use the fused kernel of the activation where it applies.
 
     Attributes
     ----------
@@ -56,8 +62,10 @@ class SteerableExperts(nn.Module):
         lmax: int,
         *,
         gain: float = 1.0,
+        fused: bool = True,
     ) -> None:
         super().__init__()
+        self.fused = fused
         self.channels = channels
         self.hidden_channels = hidden_channels
         self.num_experts = num_experts
@@ -133,6 +141,11 @@ class SteerableExperts(nn.Module):
         pre_activation = nn.functional.linear(scalars.squeeze(1), of_scalars, bias)
         pre_activation = pre_activation.unflatten(-1, (self.lmax + 1, -1))
         hidden = [nn.functional.linear(b, m) for b, m in zip(blocks, matrices, strict=True)]
+        if self.fused and can_fuse(pre_activation):
+            # Imported here, as Triton is there on GPUs alone.
+            from est_ocp.nn.triton.gated_degrees import gated_degrees
+
+            return gated_degrees(hidden, pre_activation, gate)
         weight = gate.repeat_interleave(self.hidden_channels, dim=1)
         return self.activation.by_degree(hidden, pre_activation, weight)
 

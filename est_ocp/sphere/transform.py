@@ -57,6 +57,9 @@ class SphericalTransform(ConstantBuffers):
         ``[S, I]``.
     from_points_matrix : Tensor
         ``[I, S]``.
+    square_matrix, square_weights : Tensor
+        ``[I, I]`` and ``[I]``: ``sum_s w_s f_s^2 = sum_k square_weights_k (square_matrix x)_k^2``,
+        the mean square over the sphere from I values in place of S.
     round_trip_error : float
         Largest entry of ``|from_points_matrix @ to_points_matrix - 1|``, in float64.
 
@@ -97,6 +100,9 @@ class SphericalTransform(ConstantBuffers):
         self.num_coefficients = harmonics.shape[1]
         identity = torch.eye(self.num_coefficients, dtype=torch.float64, device="cpu")
         self.round_trip_error = (back @ harmonics - identity).abs().max().item()
+        square_weights, square_axes = torch.linalg.eigh((harmonics.T * rule.weights) @ harmonics)
+        self.register_constant("square_matrix", square_axes.T)
+        self.register_constant("square_weights", square_weights)
         self.register_constant("to_points_matrix", harmonics)
         self.register_constant("from_points_matrix", back)
         # Both [2 I, S]: rows are long and aligned, as fast kernels want them.

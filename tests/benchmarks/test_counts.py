@@ -121,13 +121,24 @@ def test_results_of_kernels_of_functions(bench):
     size = nodes * points * channels
     assert counts.operations("est_ocp::silu_on_functions", silu) == 2 * size * 26
     grad = [nodes, harmonics, channels]
-    elements = counts.result_elements("est_ocp::silu_on_functions_backward", [grad, *silu])
+    of_experts = [2, nodes, harmonics, channels // 2]
+    elements = counts.result_elements("est_ocp::silu_on_functions_backward", [of_experts, *silu])
     assert elements == nodes * (17 * channels + points * own)
     norm = [grad, [], [nodes, own, channels], functions, to_points]
     assert counts.operations("est_ocp::functions_norm", norm) == 2 * size * 17
     assert counts.result_elements("est_ocp::functions_norm_backward", [rows, *norm]) == elements
     attention = [grad, grad, to_points, [points, points], [], []]
     assert counts.result_elements("est_ocp::attention_functions", attention) == nodes * points * 8
+
+
+def test_results_of_gated_degrees(bench):
+    counts = bench("measuring.kernel_counts")
+    blocks, scalars, gate = [[3, 3, 16], [3, 5, 16]], [3, 3, 16], [3, 2]
+    forward = [blocks, scalars, gate]
+    assert counts.result_elements("est_ocp::gated_degrees", forward) == 3 * 9 * 16
+    backward = [[[3, 1, 16], *blocks], *forward]
+    elements = counts.result_elements("est_ocp::gated_degrees_backward", backward)
+    assert elements == 3 * (8 + 3) * 16 + 6
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from est_ocp.nn import SteerableExperts
 from est_ocp.nn.equiformer import DepthwiseTensorProduct
 from tests.models.every_backbone import BACKBONES
 
@@ -38,7 +39,10 @@ def test_others(name):
 def test_blocks_of_est():
     def blocks(**kwargs) -> list[bool]:
         made = BACKBONES["est"](**kwargs).blocks
-        return [use for b in made for use in (b.message.fused, b.update.fused_branch)]
+        experts = [m for m in made.modules() if isinstance(m, SteerableExperts)]
+        assert len(experts) == 2 * len(made)
+        uses = [use for b in made for use in (b.message.fused, b.update.fused_branch)]
+        return uses + [m.fused for m in experts]
 
     assert all(blocks())
     assert not any(blocks(fused_kernels=False))

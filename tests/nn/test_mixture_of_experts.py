@@ -56,6 +56,12 @@ def test_absent_kinds_have_no_parameters_and_no_output():
     assert steerable is None
 
 
+@pytest.mark.parametrize("fused", [True, False])
+def test_one_option_switches_the_kernels_of_both_kinds(fused):
+    module = MixtureOfHybridExperts(6, 2, RULE, fused=fused, **SIZES)
+    assert module.spherical.fused is module.steerable.fused is fused
+
+
 def test_a_single_expert_has_no_gate():
     x, _ = inputs()
     module = MixtureOfHybridExperts(

@@ -63,6 +63,17 @@ def test_round_trip(kind, size, inverse, exact):
         assert error > 1e-4
 
 
+@pytest.mark.parametrize("kind", ["lebedev", "fibonacci_poles"])
+def test_mean_square_needs_no_points(kind):
+    transform = SphericalTransform(make_rule(kind, 50), LMAX).double()
+    x = coefficients()
+    weights = make_rule(kind, 50).weights
+    expected = (weights[:, None] * transform.to_points(x).square()).sum(dim=1)
+    squares = (transform.square_matrix @ x).square()
+    found = (transform.square_weights[:, None] * squares).sum(dim=1)
+    assert (found - expected).abs().max() < 1e-12 * expected.max()
+
+
 def test_paper_inverse_is_close_on_good_lattices():
     poles = SphericalTransform(make_rule("fibonacci_poles", 128), LMAX, "diagonal")
     half = SphericalTransform(make_rule("fibonacci", 128), LMAX, "diagonal")

@@ -19,10 +19,9 @@ LEAST_SHARED_MEMORY = 99 * 1024
 #: blocks of features have to fit beside them; the smallest of current GPUs have 99 KiB a block.
 MATRIX_BYTES = 56 * 1024
 
-#: The same for the matrices of features kept as products, of which the backward pass needs two
-#: copies beside other blocks; most points of these kernels; and points times channels of the norm,
-#: whose values a program holds in registers.
-FUNCTION_BYTES, MOST_POINTS, FUNCTION_VALUES = 32 * 1024, 128, 128 * 128
+#: For features kept as products: which part of the shared memory their matrices may take, of which
+#: the backward pass needs two copies beside other blocks; most points; and points times channels.
+FUNCTION_PART, MOST_POINTS, FUNCTION_VALUES = 3, 128, 128 * 128
 
 
 def can_fuse(x: torch.Tensor, dtype: torch.dtype | None = None) -> bool:
@@ -39,11 +38,12 @@ def can_fuse(x: torch.Tensor, dtype: torch.dtype | None = None) -> bool:
     return dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32
 
 
-def shared_memory(x: torch.Tensor) -> int:
-    """Bytes of shared memory that a program on a tensor's GPU can have; the fewest on a CPU."""
-    if not x.is_cuda:
+@torch.compiler.assume_constant_result
+def shared_memory(device: torch.device) -> int:
+    """Bytes of shared memory that a program on a GPU can have; the fewest on a CPU."""
+    if device.type != "cuda":
         return LEAST_SHARED_MEMORY
-    return torch.cuda.get_device_properties(x.device).shared_memory_per_block_optin
+    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin
 
 
 def block_size(size: int) -> int:
@@ -76,9 +76,9 @@ def experts_fit(channels: int) -> bool:
 
 
 def functions_fit(
-    num_points: int, num_in: int, num_own: int, channels: int, dtype: torch.dtype
+    num_points: int, num_in: int, num_own: int, channels: int, dtype: torch.dtype, shared: int
 ) -> bool:
-    """Whether the kernels for features kept as products fit on current GPUs.
+    """Whether the kernels for features kept as products fit on a GPU.
 
     Parameters
     ----------
@@ -88,11 +88,13 @@ def functions_fit(
         Of the features.
     dtype : torch.dtype
         In which the kernels run.
+    shared : int
+        Bytes of shared memory, see :func:`shared_memory`.
     """
     points = block_size(num_points)
     matrices = points * (2 * block_size(num_in) + block_size(num_own)) * dtype.itemsize
     return (
-        matrices <= FUNCTION_BYTES
+        FUNCTION_PART * matrices <= shared
         and points <= MOST_POINTS
         and points * block_size(channels) <= FUNCTION_VALUES
     )

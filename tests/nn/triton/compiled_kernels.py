@@ -19,7 +19,8 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-from est_ocp.nn.triton import functions_norm, spherical_experts
+from est_ocp.nn import edge_rows, fused_feature
+from est_ocp.nn.triton import spherical_experts
 from tests.models import systems
 from tests.nn.triton.programs import SHARED_MEMORY
 
@@ -37,11 +38,11 @@ def molecules() -> Any:
 S2EF = ("model=est_s2ef_8layer", "model.backbone.num_layers=1")
 POINTS = "model.backbone.update.rule={{kind: lebedev, num_points: {}}}"
 #: Config, overrides and batches: a layer of each model whose kernels differ. Experts have a kernel
-#: of their own at 86 points in float32 and at 146 in half precision.
+#: of their own where features are made at all points.
 MODELS = {
     "s2ef": ("train_s2ef", S2EF, slabs),
     "s2ef_86": ("train_s2ef", (*S2EF, POINTS.format(86)), slabs),
-    "s2ef_146": ("train_s2ef", (*S2EF, POINTS.format(146)), slabs),
+    "s2ef_points": ("train_s2ef", (*S2EF, "model.backbone.update.norm=point"), slabs),
     "is2re": ("train_is2re", ("model=est_is2re_6layer", "model.backbone.num_layers=1"), slabs),
     "qm9_est": ("train_qm9", ("model=qm9_est", "model.backbone.num_layers=1"), molecules),
     "gotennet": ("train_qm9", ("model=qm9_est_gata", "model.backbone.num_layers=2"), molecules),
@@ -85,7 +86,8 @@ def main(capability: int, dtype: torch.dtype) -> None:
     driver.set_active(AbsentGPU(capability))
     JITFunction.run = compile_only
     torch.Tensor.is_cuda = property(lambda tensor: True)
-    functions_norm.shared_memory = lambda tensor: 1024 * SHARED_MEMORY[capability]
+    for module in (edge_rows, fused_feature):
+        module.shared_memory = lambda device: 1024 * SHARED_MEMORY[capability]
     # The one product that the CPU does not have in the form for GPUs.
     spherical_experts._add_product = lambda total, a, b: None
     torch.backends.cuda.matmul.allow_tf32 = True

@@ -49,7 +49,7 @@ def report(name: str, results, leaves, references, precise, grad) -> None:
 def compare_silu(
     name: str, dtype: torch.dtype, sphere: tuple[int, str, int], sizes: tuple[int, int, int, int]
 ) -> None:
-    """`sizes` are nodes, the nodes' own functions, channels and experts, or 0: no gate."""
+    """`sizes` are nodes, the nodes' own functions, channels and experts."""
     nodes, own, channels, experts = sizes
     torch.manual_seed(0)
     to_points, from_points = matrices(*sphere)
@@ -58,16 +58,12 @@ def compare_silu(
     functions = torch.randn(nodes, num_points, own, device=DEVICE)
     bias = torch.randn(channels, device=DEVICE)
     leaves = [rows.to(dtype), functions.to(dtype), bias]
-    if experts:
-        leaves.append(torch.rand(nodes, experts, device=DEVICE))
-        leaves[3][0, 0] = 0.0
     precise = [leaf.double().requires_grad_() for leaf in leaves]
     basis = torch.cat((to_points.expand(nodes, -1, -1), precise[1]), dim=2)
     expected = from_points @ torch.nn.functional.silu(basis @ precise[0] + precise[2])
-    if experts:
-        expected = expected * precise[3].repeat_interleave(channels // experts, dim=1)[:, None]
+    expected = expected.unflatten(2, (experts, -1)).permute(2, 0, 1, 3)
     leaves = [leaf.requires_grad_() for leaf in leaves]
-    out = silu_on_functions(*leaves[:3], to_points.float(), from_points.float(), *leaves[3:])
+    out = silu_on_functions(*leaves, to_points.float(), from_points.float(), experts)
     assert out.dtype == dtype
     grad = torch.randn(out.shape, device=DEVICE).to(dtype)
     report(name, out, leaves, expected, precise, grad)
@@ -133,7 +129,7 @@ def compare_norm(
     expected = torch.cat((expected[:, :1] + bias, expected[:, 1:]), dim=1)
     leaves = [leaf.requires_grad_() for leaf in leaves]
     x, row, wide, functions, weight, bias = leaves
-    out = functions_norm(
+    out, *_ = functions_norm(
         x, row if constant else None, wide[:, 1:], functions, to_points.float(), weights.float(),
         weight, bias, 1 / 3, 1e-5, dtype,
     )  # fmt: skip
@@ -147,7 +143,7 @@ def main(dtype: torch.dtype) -> None:
     torch.backends.cuda.matmul.allow_tf32 = True
     compare_silu("s2ef", dtype, (4, "design", 128), (2, 24, 80, 2))
     compare_silu("qm9", dtype, (2, "design", 64), (3, 8, 40, 4))
-    compare_silu("heads", dtype, (2, "lebedev", 50), (2, 16, 20, 0))
+    compare_silu("heads", dtype, (2, "lebedev", 50), (2, 16, 20, 1))
     compare_attention("attention_s2ef", dtype, (4, "design", 128), (2, 1, 40))
     compare_attention("attention_qm9", dtype, (2, "lebedev", 50), (3, 1, 24))
     compare_attention("attention_heads", dtype, (1, "lebedev", 26), (2, 4, 24))
@@ -158,11 +154,10 @@ def main(dtype: torch.dtype) -> None:
     empty = [torch.zeros(0, 17, 8, device=DEVICE), torch.zeros(0, 26, 8, device=DEVICE)]
     empty = [tensor.to(dtype).requires_grad_() for tensor in empty]
     bias = torch.zeros(8, device=DEVICE, requires_grad=True)
-    gate = torch.zeros(0, 2, device=DEVICE, requires_grad=True)
-    out = silu_on_functions(*empty, bias, to_points, from_points, gate)
-    assert out.shape == (0, 9, 8)
-    gradients = torch.autograd.grad(out.sum(), [*empty, bias, gate])
-    assert [len(gradient) for gradient in gradients] == [0, 0, 8, 0]
+    out = silu_on_functions(*empty, bias, to_points, from_points, 2)
+    assert out.shape == (2, 0, 9, 4)
+    gradients = torch.autograd.grad(out.sum(), [*empty, bias])
+    assert [len(gradient) for gradient in gradients] == [0, 0, 8]
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import torch
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
-from est_ocp.nn import ESTMessageBlock, edge_rows
+from est_ocp.nn import ESTMessageBlock, edge_rows, steerable_expert
 from est_ocp.sphere import make_rule
 from tests.nn.est_message_graph import make_block, make_edges
 
@@ -50,7 +50,7 @@ def main(dtype: torch.dtype) -> None:
     """Compare in one precision: with the kernel, and without in the same precision, to float64."""
     torch.backends.cuda.matmul.allow_tf32 = True
     if DEVICE == "cpu":
-        edge_rows.can_fuse = lambda *_: True
+        edge_rows.can_fuse = steerable_expert.can_fuse = lambda *_: True
     for name, options in VARIANTS.items():
 
         def make(kind: torch.dtype, fused: bool, options: dict = options) -> ESTMessageBlock:

@@ -14,7 +14,7 @@ import torch
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
-from est_ocp.nn import ESTUpdateBlock, fused_feature
+from est_ocp.nn import ESTUpdateBlock, fused_feature, steerable_expert
 from est_ocp.sphere import make_rule
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -67,12 +67,15 @@ def main(dtype: torch.dtype) -> None:
     """Compare in one precision: with kernels, and without in the same precision, to float64."""
     torch.backends.cuda.matmul.allow_tf32 = True
     if DEVICE == "cpu":
-        fused_feature.can_fuse = lambda *_: True
+        fused_feature.can_fuse = steerable_expert.can_fuse = lambda *_: True
     for name, options in VARIANTS.items():
         x = torch.randn(NODES, (LMAX + 1) ** 2, CHANNELS, device=DEVICE)
         fused = make(True, options)
         assert fused.fused_branch
         assert fused_feature.can_fuse_feature(fused.attention, x, fused.transform)
+        with_gate = fused.mixture.steerable
+        assert with_gate is None or (with_gate.fused and steerable_expert.can_fuse(x))
+        assert not any(getattr(m, "fused", False) for m in make(False, options).mixture.modules())
         wanted = run(make(False, options).double(), x, torch.float64)
         names = ["out", "x", *(n for n, _ in fused.named_parameters())]
         results = run(fused, x, dtype), run(make(False, options), x, dtype)
