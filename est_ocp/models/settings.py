@@ -146,6 +146,7 @@ class UpdateSettings:
     random_rotation: bool = False
     use_attention: bool = True
     recompute_experts: bool = True
+    factored: bool = True
 
 
 @dataclass

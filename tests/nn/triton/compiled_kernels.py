@@ -42,7 +42,7 @@ POINTS = "model.backbone.update.rule={{kind: lebedev, num_points: {}}}"
 MODELS = {
     "s2ef": ("train_s2ef", S2EF, slabs),
     "s2ef_86": ("train_s2ef", (*S2EF, POINTS.format(86)), slabs),
-    "s2ef_points": ("train_s2ef", (*S2EF, "model.backbone.update.norm=point"), slabs),
+    "s2ef_points": ("train_s2ef", (*S2EF, "model.backbone.update.factored=false"), slabs),
     "is2re": ("train_is2re", ("model=est_is2re_6layer", "model.backbone.num_layers=1"), slabs),
     "qm9_est": ("train_qm9", ("model=qm9_est", "model.backbone.num_layers=1"), molecules),
     "gotennet": ("train_qm9", ("model=qm9_est_gata", "model.backbone.num_layers=2"), molecules),
