@@ -64,6 +64,16 @@ def test_more_points_and_degrees_are_more_operations_in_both_directions(cost, su
     assert 2 < base["train_gflop"] / base["forward_gflop"] < 3.5
 
 
+@pytest.mark.parametrize("name", ["update", "message", "qm9", "s2ef"])
+def test_operations_are_counted_without_kernels(cost, subjects, name):
+    """No counter knows what a kernel does."""
+    made = subjects.SUBJECTS[name].make(subjects.Case(name, 50, 2, "S"), 4, "cpu", True, False)
+    cost._operations(made)
+    for module in made.module.modules():
+        assert not getattr(module, "fused", False)
+        assert not getattr(module, "fused_branch", False)
+
+
 def test_cases_have_enough_points_for_their_degree(subjects):
     chosen = subjects.cases(list(subjects.SUBJECTS), smoke=False)
     assert all(case.points >= 1.5 * (case.lmax + 1) ** 2 for case in chosen)

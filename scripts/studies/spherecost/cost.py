@@ -80,7 +80,7 @@ def _operations(made: Made) -> dict[str, float]:
     """Operations of matrix products, 1e9: without what is computed twice to save memory."""
     for module in made.module.modules():
         # Neither fused kernels, which no counter knows, nor recomputation.
-        for name in ("fused", "recompute"):
+        for name in ("fused", "fused_branch", "recompute"):
             if hasattr(module, name):
                 setattr(module, name, False)
     found = {}

@@ -32,13 +32,13 @@ def draw(costs: Rows, rows: Rows, path: Path) -> None:
             _cost(axis, costs, sweep, key)
             axis.set(xlabel=sweep, ylabel=label, xscale="log", yscale="log")
             ticks = sorted({int(row[sweep]) for row in costs if row["sweep"] == sweep})
-            axis.set_xticks(ticks, [str(tick) for tick in ticks], fontsize=7)
+            axis.set_xticks(ticks, _apart(ticks), fontsize=7)
             axis.set_xticks([], minor=True)
             plain_ticks(axis.yaxis)
-            if key == "train":
-                axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-    if costs:
-        axes[0][0].legend(fontsize=7)
+            axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    if handles:
+        figure.legend(handles, labels, loc="outside upper left", ncols=4, fontsize=8)
     _operations(axes[0][2], costs)
     if rows:
         _errors(axes[1][2], rows, "test_mae", "test MAE of alpha, bohr$^3$")
@@ -48,6 +48,14 @@ def draw(costs: Rows, rows: Rows, path: Path) -> None:
         axes[1][2].set_axis_off()
     figure.savefig(path, dpi=130)
     plt.close(figure)
+
+
+def _apart(ticks: Sequence[int]) -> list[str]:
+    """Labels of ticks on a logarithmic axis, none where the next one is too near."""
+    nexts = [*ticks[1:], math.inf]
+    return [
+        str(tick) if after > 1.2 * tick else "" for tick, after in zip(ticks, nexts, strict=True)
+    ]
 
 
 def _cost(axis: Any, costs: Rows, sweep: str, key: str) -> None:
@@ -83,7 +91,8 @@ def _operations(axis: Any, costs: Rows) -> None:
 
 def _errors(axis: Any, rows: Rows, column: str, label: str) -> None:
     """A figure of the trained models against S, in both budgets."""
-    for budget, style, name in ((STEPS, "o-", "equal steps"), (TIME, "s--", "equal time")):
+    lines = ((STEPS, "o-", "black", "equal steps"), (TIME, "s--", "0.6", "equal time"))
+    for budget, style, colour, name in lines:
         found = by_variant(of_budget(rows, budget), column)
         points = [
             (s, *mean_and_error(found[f"S {s}"].values())) for s in SIZES if f"S {s}" in found
@@ -91,13 +100,15 @@ def _errors(axis: Any, rows: Rows, column: str, label: str) -> None:
         if points:
             x, y, error = zip(*points, strict=True)
             bars = [0 if math.isnan(value) else value for value in error]
-            axis.errorbar(x, y, yerr=bars, fmt=style, capsize=2, markersize=4, label=name)
+            axis.errorbar(
+                x, y, yerr=bars, fmt=style, color=colour, capsize=2, markersize=4, label=name
+            )
     axis.set(xlabel="S", ylabel=label, xscale="log", yscale="log")
     axis.set_xticks(SIZES, [str(s) for s in SIZES])
     axis.minorticks_off()
     if column == "test_mae":
         plain_ticks(axis.yaxis)
-        axis.legend(fontsize=7)
+    axis.legend(fontsize=7)
 
 
 def _pareto(axis: Any, rows: Rows) -> None:
@@ -108,15 +119,18 @@ def _pareto(axis: Any, rows: Rows) -> None:
         (mean_and_error(times[name].values())[0], *mean_and_error(errors[name].values()), name)
         for name in errors
     )
-    for x, y, error, name in points:
+    for place, (x, y, error, name) in enumerate(points):
         own = name == "host"
         axis.errorbar(
             x, y, yerr=0 if math.isnan(error) else error, fmt="D" if own else "o", capsize=2,
-            color="tab:red" if own else "tab:blue", markersize=4,
+            color="tab:red" if own else "black", markersize=4, linewidth=0.8,
         )  # fmt: skip
+        # The fastest sizes lie next to each other: some labels go to the left.
+        left = not own and place <= len(points) // 3
         axis.annotate(
-            "own feed-forward" if own else name, (x, y), fontsize=7, xytext=(4, 3),
-            textcoords="offset points",
+            "own feed-\nforward" if own else name, (x, y), fontsize=7,
+            xytext=(-4 if left else 4, 8 if own else 3), textcoords="offset points",
+            ha="right" if left else "left",
         )  # fmt: skip
     front, best = [], math.inf
     for x, y, *_ in points:

@@ -199,9 +199,10 @@ def write_page(page: Path, out: Path) -> Path:
         "*graph* the replay of the same as a CUDA graph, which takes the starting of kernels out.",
         "Medians of three groups of five runs; float32 with TF32 products on GPUs; layers not",
         "compiled. Memory: on GPUs the peak of forward and backward above weights, on a CPU what",
-        "autograd keeps. Operations: two a multiply-add of every matrix product, nothing computed",
-        "twice, elementwise work not counted. Exponents: least squares of logarithms with their",
-        "standard errors, *quantity against operations* being 1 where time follows the count.",
+        "autograd keeps. Operations: two a multiply-add of every matrix product in the forms that",
+        "run without kernels, nothing computed twice, elementwise work not counted. Exponents:",
+        "least squares of logarithms with their standard errors, *quantity against operations*",
+        "being 1 where time follows the count.",
         "",
     ]
     if protocol:
@@ -210,10 +211,10 @@ def write_page(page: Path, out: Path) -> Path:
             f"on QM9 alpha with Lebedev rules of different sizes, {protocol['steps']} steps of",
             f"{protocol['batch_size']} molecules; then as many steps as fit into the time that",
             f"S = {REFERENCE} took for those, by each one's own step alone on the card (the",
-            "learning rate falls over these). Paired seeds; differences are of the errors'",
-            "logarithms, with the bound for all sizes of a budget at once (95%, Bonferroni).",
-            "*rotation error*: mean",
-            "change of the prediction when a molecule is turned, float64.",
+            "learning rate rises and falls over these). Paired seeds; differences are of the",
+            "errors' logarithms, with the bound for all sizes of a budget at once (95%,",
+            "Bonferroni).",
+            "*rotation error*: mean change of the prediction when a molecule is turned, float64.",
             "",
         ]
     lines += [
