@@ -49,7 +49,7 @@ def test_trainings_are_held_to_the_stock_model_of_their_own_run(bench):
     rows = bench("measuring.records").read(ROOT / "docs" / "results" / "speed.csv")
     newest = bench("measuring.records").by_name(rows)
     trained = {name: row["commit"] for name, row in newest.items() if row["mode"] == "train"}
-    assert {name.split(".")[0] for name in trained} == {"est", "stock"}
+    assert {name.split(".")[0] for name in trained} == {"est", "eqv2", "stock"}
     assert len(set(trained.values())) == 1
 
 
