@@ -28,21 +28,18 @@ class FunctionsLaunch(NamedTuple):
     ----------
     channels : int
         Channels at once, a power of two from 16.
-    splits : int
-        Programs that share the channels of a node; the backward pass has one.
     num_warps, num_stages : int
         Triton's options.
     """
 
     channels: int
-    splits: int
     num_warps: int
     num_stages: int
 
 
 #: The fastest on an H200 for features of degree 4 at 128 points; backward by the size of elements.
-FORWARD = FunctionsLaunch(64, 1, 4, 1)
-BACKWARD = {2: FunctionsLaunch(64, 1, 4, 1), 4: FunctionsLaunch(32, 1, 4, 1)}
+FORWARD = FunctionsLaunch(64, 4, 1)
+BACKWARD = {2: FunctionsLaunch(64, 4, 1), 4: FunctionsLaunch(32, 4, 1)}
 
 
 @triton.jit
@@ -54,11 +51,11 @@ def _rest(matrix, high):
 @triton.jit
 def _forward_kernel(
     rows_ptr, functions_ptr, bias_ptr, to_ptr, from_ptr, out_ptr,
-    num_nodes, num_experts, width, num_in, num_functions, num_out, num_points, tiles,
+    num_nodes, num_experts, width, num_in, num_functions, num_out, num_points,
     CHANNELS: tl.constexpr, IN: tl.constexpr, FUNCTIONS: tl.constexpr, OUT: tl.constexpr,
     POINTS: tl.constexpr, HALVES: tl.constexpr, TANH: tl.constexpr,
 ):  # fmt: skip
-    """One program a node and a share of its channels."""
+    """One program a node."""
     kind: tl.constexpr = rows_ptr.dtype.element_ty
     node = tl.program_id(0).to(tl.int64)
     i, j, o = tl.arange(0, IN), tl.arange(0, FUNCTIONS), tl.arange(0, OUT)
@@ -74,16 +71,15 @@ def _forward_kernel(
     )  # fmt: skip
     rows_ptr += node * (num_in + num_functions) * channels
     blocks = tl.cdiv(width, CHANNELS)
-    for number in range(tiles):
-        tile = tl.program_id(1) * tiles + number
+    for tile in range(num_experts * blocks):
         expert = tile // blocks
         c = (tile % blocks) * CHANNELS + tl.arange(0, CHANNELS)
-        # Of programs that share a node the last one may have less to do.
-        inside = (c < width) & (expert < num_experts)
-        end = tl.where(expert < num_experts, width, 0)
+        inside = c < width
         first = expert * width
-        x = load_matrix(rows_ptr + first, c, i, 1, channels, end, num_in)
-        y = load_matrix(rows_ptr + first + num_in * channels, c, j, 1, channels, end, num_functions)
+        x = load_matrix(rows_ptr + first, c, i, 1, channels, width, num_in)
+        y = load_matrix(
+            rows_ptr + first + num_in * channels, c, j, 1, channels, width, num_functions
+        )
         bias = tl.load(bias_ptr + first + c, mask=inside, other=0.0).to(tl.float32)
         z = tl.dot(x, to_high, tl.dot(y, functions))
         if HALVES:
@@ -105,7 +101,7 @@ def _forward_kernel(
 def _backward_kernel(
     grad_ptr, rows_ptr, functions_ptr, bias_ptr, to_ptr, from_ptr, grad_rows_ptr,
     grad_functions_ptr,
-    num_nodes, num_experts, width, num_in, num_functions, num_out, num_points, tiles,
+    num_nodes, num_experts, width, num_in, num_functions, num_out, num_points,
     CHANNELS: tl.constexpr, ROWS: tl.constexpr, FUNCTIONS: tl.constexpr, OUT: tl.constexpr,
     POINTS: tl.constexpr, TANH: tl.constexpr,
 ):  # fmt: skip
@@ -132,7 +128,7 @@ def _backward_kernel(
     rows_ptr += node * num_rows * channels
     grad_rows_ptr += node * num_rows * channels
     blocks = tl.cdiv(width, CHANNELS)
-    for tile in range(tiles):
+    for tile in range(num_experts * blocks):
         expert = tile // blocks
         c = (tile % blocks) * CHANNELS + tl.arange(0, CHANNELS)
         inside = c < width
@@ -186,11 +182,6 @@ def _blocks(sizes: list[int], launch: FunctionsLaunch) -> dict[str, int]:
     }
 
 
-def _tiles(sizes: list[int], launch: FunctionsLaunch, blocks: dict[str, int]) -> int:
-    """Blocks of channels of a program."""
-    return triton.cdiv(sizes[1] * triton.cdiv(sizes[2], blocks["CHANNELS"]), launch.splits)
-
-
 @torch.library.custom_op("est_ocp::silu_on_functions", mutates_args=())
 def silu_on_functions(
     rows: Tensor,
@@ -225,11 +216,10 @@ def silu_on_functions(
     sizes = _sizes(rows, functions, to_points, from_points, num_experts)
     out = rows.new_empty(num_experts, sizes[0], sizes[5], sizes[2])
     if out.numel():
-        blocks = _blocks(sizes, FORWARD)
-        _forward_kernel[(rows.shape[0], FORWARD.splits)](
+        _forward_kernel[(rows.shape[0],)](
             rows, functions, bias.contiguous(), to_points.contiguous(), from_points.contiguous(),
-            out, *sizes, _tiles(sizes, FORWARD, blocks), IN=block_size(sizes[3]),
-            HALVES=rows.element_size() == 2, **blocks,
+            out, *sizes, IN=block_size(sizes[3]), HALVES=rows.element_size() == 2,
+            **_blocks(sizes, FORWARD),
         )  # fmt: skip
     return out
 
@@ -249,12 +239,10 @@ def silu_on_functions_backward(
     sizes = _sizes(rows, functions, to_points, from_points, len(grad))
     grad_rows, grad_functions = torch.empty_like(rows), torch.empty_like(functions)
     if grad_rows.numel():
-        launch = BACKWARD[rows.element_size()]
-        blocks = _blocks(sizes, launch)
         _backward_kernel[(rows.shape[0],)](
             grad, rows, functions, bias.contiguous(), to_points.contiguous(),
             from_points.contiguous(), grad_rows, grad_functions, *sizes,
-            _tiles(sizes, launch, blocks), ROWS=block_size(sizes[3] + sizes[4]), **blocks,
+            ROWS=block_size(sizes[3] + sizes[4]), **_blocks(sizes, BACKWARD[rows.element_size()]),
         )  # fmt: skip
     return grad_rows, grad_functions
 
