@@ -3,8 +3,8 @@
 fairchem's versions 1 and 2 assume atoms inside the cell and a cell of non-zero volume; here atoms
 are wrapped along periodic axes first and the axes that are not periodic get unit vectors, so that
 slabs, molecules without a cell, wires and crystals all go through the same code. On GPUs, batches
-that are not too large take :func:`est_ocp.models.dense_search.dense_search` instead: the same edges
-with far fewer operations.
+whose structures are not too large take :func:`est_ocp.models.dense_search.dense_search` instead:
+the same edges with far fewer operations.
 """
 
 from __future__ import annotations

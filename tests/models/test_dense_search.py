@@ -95,8 +95,9 @@ def test_no_edges(atoms):
     assert compare(atoms, cutoff=5.0) == 0
 
 
-def test_gradients_pass_through():
+def test_gradients_pass_through(monkeypatch):
     graphs = RadiusGraph(GraphSettings(cutoff=4.5, max_neighbors=500))
+    monkeypatch.setattr(module, "FEW_PAIRS", 1)
     gradients = []
     for search in (graphs, lambda data: graphs.all_pairs(data, graphs._pbc(data))):
         data = systems.collate([systems.slab(), systems.water()])
@@ -117,15 +118,57 @@ def test_float32_vectors_do_not_lose_the_image():
     torch.testing.assert_close(found.vec.double(), expected.vec, rtol=0, atol=1e-5)
 
 
-def test_too_many_pairs_are_left_to_fairchem(monkeypatch):
-    monkeypatch.setattr(module, "MAX_PAIRS", 100)
+def test_a_structure_of_too_many_pairs_is_left_to_fairchem(monkeypatch):
     graphs = RadiusGraph(GraphSettings())
-    data = systems.collate([systems.slab()])
+    data = systems.collate([systems.slab(), systems.water()])
+    plan = module._Plan(data.cell, graphs._pbc(data), data.natoms, graphs.settings.cutoff)
+    monkeypatch.setattr(module, "MAX_PAIRS", plan.most_pairs - 1)
     assert graphs.all_pairs(data, graphs._pbc(data)) is None
+    monkeypatch.setattr(module, "MAX_PAIRS", plan.most_pairs)
+    assert graphs.all_pairs(data, graphs._pbc(data)) is not None
 
 
+def test_batches_of_any_size_are_searched_in_groups(monkeypatch):
+    batch = [
+        systems.water(),
+        systems.slab(),
+        systems.crystal(),
+        systems.slab(size=(3, 2, 3)),
+        systems.water(),
+        systems.single_atom(),
+        systems.wire(),
+    ]
+    data = systems.collate(batch)
+    pbc = RadiusGraph._pbc(data)
+    plan = module._Plan(data.cell, pbc, data.natoms, 4.5)
+    assert len(plan.groups) == 1
+    for few in (1, 200):
+        monkeypatch.setattr(module, "FEW_PAIRS", few)
+        monkeypatch.setattr(module, "MAX_PAIRS", plan.most_pairs)
+        groups = module._Plan(data.cell, pbc, data.natoms, 4.5).groups
+        assert 1 < len(groups) < len(batch)
+        assert sorted(np.concatenate(groups)) == list(range(len(batch)))
+        assert compare(batch, cutoff=4.5, max_neighbors=6) > 0
+
+
+@pytest.mark.parametrize("count", [1, 7, 300])
+def test_groups_are_few_fit_into_memory_and_are_half_full(count):
+    rng = np.random.default_rng(count)
+    natoms, num_images = rng.integers(20, 226, count), 3 * rng.choice([3, 9, 25], count)
+    groups = module._groups(natoms, num_images)
+    assert sorted(np.concatenate(groups)) == list(range(count))
+    pairs = natoms**2 * num_images
+    assert len(groups) <= 8 + 4 * pairs.sum() / module.MAX_PAIRS
+    for group in groups:
+        padded = len(group) * natoms[group].max() ** 2 * num_images[group].max()
+        assert padded <= module.MAX_PAIRS
+        assert padded <= max(module.FEW_PAIRS, 2 * pairs[group].sum())
+
+
+@pytest.mark.parametrize("few", [1, module.FEW_PAIRS])
 @pytest.mark.parametrize("copies", [1, 4])
-def test_waits_for_the_number_of_edges_alone_whatever_the_batch(copies, monkeypatch):
+def test_waits_for_the_number_of_edges_alone_whatever_the_batch(copies, few, monkeypatch):
+    monkeypatch.setattr(module, "FEW_PAIRS", few)
     graphs = RadiusGraph(GraphSettings())
     data = systems.collate([systems.slab(), systems.water()] * copies)
     names = tuple(name for name in WAITING if name != "nonzero")
