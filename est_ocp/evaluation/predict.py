@@ -32,6 +32,7 @@ from est_ocp.evaluation.split_data import (
     stamps_of,
 )
 from est_ocp.evaluation.stamp import same
+from est_ocp.evaluation.unmet_elements import tell_of_unmet
 from est_ocp.training.threads import share_cores
 
 #: Arrays that one rank collects for a split: by structure, and by atom.
@@ -115,7 +116,9 @@ class PredictRunner(Runner):
         )
         for split, stamp in stamps.items():
             part = folder / f".part-{split}-{distutils.get_rank()}.npz"
-            np.savez(part, **self._predict(unit, split, splits[split]))
+            elements: set[int] = set()
+            np.savez(part, **self._predict(unit, split, splits[split], elements))
+            tell_of_unmet(unit, split, elements)
             distutils.synchronize()
             if distutils.is_master():
                 self._save(folder, split, stamp)
@@ -144,8 +147,10 @@ class PredictRunner(Runner):
             check_ids(split, self.dataloader.dataset.datasets[splits[split]])
         return todo
 
-    def _predict(self, unit: Any, split: str, number: int) -> dict[str, np.ndarray]:
-        """Return this rank's arrays of a split."""
+    def _predict(
+        self, unit: Any, split: str, number: int, elements: set[int]
+    ) -> dict[str, np.ndarray]:
+        """Return this rank's arrays of a split, and add its elements."""
         batch_size = getattr(self.dataloader.batch_sampler, "batch_size", None)
         if not batch_size:
             raise ConfigError(
@@ -169,6 +174,7 @@ class PredictRunner(Runner):
         try:
             for chosen, batch in zip(mine, _shown(loader, split), strict=True):
                 arrays = _labels(batch)
+                elements.update(batch.atomic_numbers.tolist())
                 with quiet():
                     out = unit.predict(batch)
                 arrays["sample"] = samples[chosen]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
+from ase import Atoms
+from ase.data import atomic_numbers
 from fairchem.core.common.registry import registry
 from fairchem.core.models.base import HydraModel
 from torch import nn
@@ -12,6 +15,7 @@ from torch import nn
 from est_ocp.models.captured_training import CapturedSteps
 from est_ocp.models.cuda_graph import CapturedForwards
 from est_ocp.models.graph import EDGE_INDEX, EDGE_VEC
+from est_ocp.models.trained_elements import TrainedElements
 from est_ocp.nn import BesselBasis, CoefficientNorm, EquivariantLayerNorm, SphereNorm
 from est_ocp.nn.equiformer import IrrepsLayerNorm, LearnableGaussianBasis
 
@@ -42,7 +46,7 @@ def undecayed_parameters(module: nn.Module) -> set[str]:
 
 @registry.register_model("est_hydra")
 class ESTHydraModel(HydraModel):
-    """fairchem's :class:`HydraModel` with ``no_weight_decay`` and with CUDA graphs.
+    """fairchem's :class:`HydraModel` with ``no_weight_decay`` and CUDA graphs; remembers elements.
 
     The stock class has no such method, so its trainer would decay norms, biases and embeddings.
     Single atoms are supported, so no table of isolated atoms' energies is needed.
@@ -52,6 +56,8 @@ class ESTHydraModel(HydraModel):
     hundreds of kernels one by one. Steps of training (training mode, with gradients) can be, of
     any size, forward and backward; their graphs stay through evaluations. The search for
     neighbours and the loss stay outside.
+
+    ASE structures with elements that training has not met are predicted with a warning.
 
     Parameters
     ----------
@@ -68,6 +74,8 @@ class ESTHydraModel(HydraModel):
         Graphs of predictions; ``captured.mode`` may be set at any time.
     captured_steps : CapturedSteps
         Graphs of training steps; its ``mode`` too.
+    trained_elements : TrainedElements
+        Those of the batches seen in training mode.
 
     Raises
     ------
@@ -86,6 +94,8 @@ class ESTHydraModel(HydraModel):
         super().__init__(*args, supports_single_atoms=supports_single_atoms, **kwargs)
         self.captured = CapturedForwards(cuda_graphs, cuda_graph_atoms)
         self.captured_steps = CapturedSteps(cuda_graphs)
+        num_elements = getattr(self.backbone, "max_num_elements", len(atomic_numbers))
+        self.trained_elements = TrainedElements(num_elements)
 
     def no_weight_decay(self) -> set[str]:
         """Full names of the parameters without weight decay."""
@@ -112,8 +122,29 @@ class ESTHydraModel(HydraModel):
             and (config.direct_forces or not config.forces)
         )
 
+    def validate_atoms_data(self, atoms: Atoms, task_name: str) -> None:
+        """Check an ASE structure; warn of elements that training has not met.
+
+        Raises
+        ------
+        DataError
+            As the backbone's.
+        """
+        super().validate_atoms_data(atoms, task_name)
+        warning = self.trained_elements.warning(atoms.numbers.tolist())
+        if warning is not None:
+            # No log, which is silent during a first prediction.
+            warnings.warn(warning, stacklevel=2)
+
     def forward(self, data: Any) -> dict[str, Any]:
         """Predict the tasks of a batch (fairchem ``AtomicData``)."""
+        out = self._forward(data)
+        if self.training:
+            # Afterwards, when the backbone has refused what is no element of its table.
+            self.trained_elements.record(data.atomic_numbers)
+        return out
+
+    def _forward(self, data: Any) -> dict[str, Any]:
         graphs = self.captured_steps if self.training else self.captured
         # Compiling traces the model itself.
         if torch.compiler.is_compiling() or not (graphs.wanted(data) and self.capturable):

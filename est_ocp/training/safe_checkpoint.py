@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from torch.distributed.checkpoint.api import CheckpointException
 
 from est_ocp.errors import CheckpointError
+from est_ocp.models.trained_elements import TrainedElements
 from est_ocp.training.checkpoint import PARTIAL, checkpoint_folders, put_in_place
 from est_ocp.training.manifest import write_manifest
 from est_ocp.training.random_state import random_state, random_state_file, restore_random_state
@@ -56,6 +57,7 @@ class SafeCheckpoint(TrainCheckpointCallback):
     ) -> None:
         """Receive the runner's functions; called by the runner."""
         self._resumed: Path | None = None
+        self._elements: list[TrainedElements] = []
         self._has_one = False
         self._first_step = 0
 
@@ -66,6 +68,13 @@ class SafeCheckpoint(TrainCheckpointCallback):
 
     def on_train_start(self, state: Any, unit: Any) -> None:
         """Restore the random state after a resume."""
+        models = [model for model in (unit.model, unit.ema_model) if model is not None]
+        self._elements = [
+            part
+            for model in models
+            for part in model.modules()
+            if isinstance(part, TrainedElements)
+        ]
         self._first_step = unit.train_progress.num_steps_completed
         location = getattr(unit, "lazy_state_location", None)
         if location is None:
@@ -124,6 +133,8 @@ class SafeCheckpoint(TrainCheckpointCallback):
         """Write a checkpoint; return what went wrong on any rank, the same on all of them."""
         partial = path.with_name(path.name + PARTIAL)
         master = distutils.is_master()
+        for elements in self._elements:
+            elements.share()
         problem = _agree(_problem(_make_folder, partial) if master else None)
         if problem is None:
             file = random_state_file(partial)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ase
+import ase.data
 import hydra
 import numpy as np
 import pytest
@@ -94,6 +95,27 @@ def test_the_run_s_own_evaluation_agrees(predicted, tiny_run):
         assert ours["forces_cosine"] == pytest.approx(
             logged[split]["forces_cosine_similarity"], abs=1e-4
         )
+
+
+def test_elements_that_training_has_not_met_are_named(tiny_run, tiny_data, tmp_path, capsys):
+    in_training, in_split = (
+        {z for sample in split for z in sample.atomic_numbers.tolist()}
+        for name in ("train", "val_ood_cat")
+        for split in [OC20LmdbDataset({"src": str(tiny_data / name)})]
+    )
+    content = read_checkpoint(tiny_run)
+    # The six steps take less than an epoch.
+    met = {*content.ema_state_dict["module.trained_elements.met"].nonzero().flatten().tolist()}
+    assert met
+    assert met <= in_training
+    evaluate(tiny_run, out=tmp_path, splits=["val_ood_cat"])
+    lines = capsys.readouterr().err.splitlines()
+    told = [line for line in lines if line.startswith("val_ood_cat: this model met no")]
+    strange = [ase.data.chemical_symbols[z] for z in sorted(in_split - met)]
+    assert strange
+    assert [line.split(" met no ")[1].split(" in training")[0] for line in told] == [
+        ", ".join(strange)
+    ]
 
 
 def test_merging_joins_the_ranks_in_the_order_of_the_files():

@@ -22,13 +22,19 @@ _SMALL = {
 NORMALIZERS = {"energy": (-0.75, 2.9), "forces": (0.0, 2.9)}
 
 
-def write_checkpoint(file: Path, forces: bool = True, conservative: bool = False) -> Path:
-    """Write an S2EF checkpoint with direct or conservative forces, or one for energies alone."""
+def write_checkpoint(
+    file: Path, forces: bool = True, conservative: bool = False, met: tuple[int, ...] = ()
+) -> Path:
+    """Write an S2EF checkpoint with direct or conservative forces, or one for energies alone.
+
+    ``met``: atomic numbers that it is to remember from training.
+    """
     backbone = merge(BACKBONE, _SMALL)
     tasks = ("energy", "forces") if forces else ("energy",)
     heads = CONSERVATIVE if conservative else {name: HEADS[name] for name in tasks}
     backbone |= {"regress_forces": forces, "direct_forces": not conservative}
     made = model(torch.float32, conservative=conservative, heads=heads, **backbone)
+    made.trained_elements.met[list(met)] = 1
     content = MLIPInferenceCheckpoint(
         model_config={
             "_target_": "est_ocp.models.ESTHydraModel",

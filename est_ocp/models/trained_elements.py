@@ -1,0 +1,70 @@
+"""Which elements a model has met in training: the others' embeddings are still random numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from ase.data import chemical_symbols
+from torch import nn
+
+
+class TrainedElements(nn.Module):
+    """A record of the elements of training batches, kept with the weights.
+
+    Parameters
+    ----------
+    num_elements : int
+        Atomic numbers are below this.
+
+    Attributes
+    ----------
+    met : Tensor [num_elements], uint8
+        1 for those met. All 0: nothing is known, as in checkpoints of before.
+    """
+
+    def __init__(self, num_elements: int) -> None:
+        super().__init__()
+        # No bool, which not every backend sends to other ranks.
+        self.register_buffer("met", torch.zeros(num_elements, dtype=torch.uint8))
+        self._looked_at: set[int] = set()
+
+    @torch.no_grad()
+    def record(self, atomic_numbers: torch.Tensor) -> None:
+        """Note the elements of a batch: atomic numbers [N], int64, below ``num_elements``."""
+        self.met.index_fill_(0, atomic_numbers, 1)
+        self._looked_at.clear()
+
+    def share(self) -> None:
+        """Note those that other ranks have met; a collective operation."""
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.all_reduce(self.met, op=torch.distributed.ReduceOp.MAX)
+
+    def warning(self, atomic_numbers: Iterable[int]) -> str | None:
+        """What to tell of elements that training has not met, once of each.
+
+        Parameters
+        ----------
+        atomic_numbers : iterable of int
+            On the host. The device is asked only where elements are new here.
+        """
+        new = set(atomic_numbers) - self._looked_at
+        if not new:
+            return None
+        self._looked_at |= new
+        met = self.met.tolist()
+        strange = [z for z in sorted(new) if z < len(met) and not met[z]]
+        if not strange or not any(met):
+            return None
+        names = ", ".join(chemical_symbols[z] for z in strange)
+        return (
+            f"this model met no {names} in training: predictions for structures with it are "
+            "arbitrary; leave them out, or go on training with structures that hold it"
+        )
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        # Checkpoints of before know nothing.
+        state_dict.setdefault(f"{prefix}met", torch.zeros_like(self.met))
+        self._looked_at.clear()
+        super()._load_from_state_dict(state_dict, prefix, *rest)
