@@ -84,7 +84,8 @@ class EquiformerBackbone(LayeredBackbone):
     memory_budget : float
         Share of the activations that compiled layers keep for the backward pass.
     fused_kernels : bool
-        Triton kernels on GPUs, in half precision or where TF32 is allowed.
+        Triton kernels on GPUs, in half precision or where TF32 is allowed, and the search for
+        neighbours by all pairs.
     otf_graph : bool
         Build graphs on the fly (True), or use the data's ``edge_index``.
     """
@@ -149,7 +150,7 @@ class EquiformerBackbone(LayeredBackbone):
             IrrepsMessageSettings, message, "model.backbone.message"
         )
         settings = from_mapping(self.update_settings, update, "model.backbone.update")
-        self.radius_graph = RadiusGraph(self.graph_settings, otf_graph)
+        self.radius_graph = RadiusGraph(self.graph_settings, otf_graph, dense=fused_kernels)
 
         self.radial_channels = [num_distance_basis, *self.message_settings.radial_channels]
         self.distance_basis = make_distance_basis(

@@ -104,8 +104,8 @@ class ESTNetwork(LayeredBackbone):
     memory_budget : float
         Share of the activations that compiled layers keep for the backward pass.
     fused_kernels : bool
-        Triton kernels on GPUs, in half precision or where TF32 is allowed. Conservative models
-        never use them.
+        Triton kernels on GPUs, in half precision or where TF32 is allowed, never in
+        conservative models, and the search for neighbours by all pairs.
     otf_graph : bool
         Build graphs on the fly (True), or use the data's ``edge_index``.
     """
@@ -163,7 +163,7 @@ class ESTNetwork(LayeredBackbone):
         self.graph_settings = from_mapping(GraphSettings, graph, "model.backbone.graph")
         self.message_settings = from_mapping(ESTMessageSettings, message, "model.backbone.message")
         self.update_settings = from_mapping(UpdateSettings, update, "model.backbone.update")
-        self.radius_graph = RadiusGraph(self.graph_settings, otf_graph)
+        self.radius_graph = RadiusGraph(self.graph_settings, otf_graph, dense=fused_kernels)
 
         cutoff = self.graph_settings.cutoff
         self.num_distance_basis = num_distance_basis

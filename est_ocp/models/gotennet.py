@@ -76,8 +76,8 @@ class GotenNetBackbone(LayeredBackbone):
     memory_budget : float
         Share of the activations that compiled layers keep for the backward pass.
     fused_kernels : bool
-        Triton kernels on GPUs, in half precision or where TF32 is allowed. Conservative models
-        never use them.
+        Triton kernels on GPUs, in half precision or where TF32 is allowed, never in
+        conservative models, and the search for neighbours by all pairs.
     otf_graph : bool
         Build graphs on the fly (True), or use the data's ``edge_index``.
     """
@@ -131,7 +131,7 @@ class GotenNetBackbone(LayeredBackbone):
             graph = {"cutoff": 5.0, "max_neighbors": 500, "envelope": True} | dict(graph or {})
         self.graph_settings = from_mapping(GraphSettings, graph, "model.backbone.graph")
         settings = from_mapping(self.update_settings, update, "model.backbone.update")
-        self.radius_graph = RadiusGraph(self.graph_settings, otf_graph)
+        self.radius_graph = RadiusGraph(self.graph_settings, otf_graph, dense=fused_kernels)
 
         cutoff = self.graph_settings.cutoff
         self.distance_basis = ExpNormalBasis(cutoff, num_distance_basis)

@@ -11,7 +11,7 @@ from torch import nn
 
 
 class TrainedElements(nn.Module):
-    """A record of the elements of training batches, kept with the weights.
+    """A record of the elements of training batches, kept with the weights as ``met``.
 
     Parameters
     ----------
@@ -29,12 +29,24 @@ class TrainedElements(nn.Module):
         # No bool, which not every backend sends to other ranks.
         self.register_buffer("met", torch.zeros(num_elements, dtype=torch.uint8))
         self._looked_at: set[int] = set()
+        self._given_up = False
 
     @torch.no_grad()
     def record(self, atomic_numbers: torch.Tensor) -> None:
         """Note the elements of a batch: atomic numbers [N], int64, below ``num_elements``."""
+        if self._given_up:
+            return
         self.met.index_fill_(0, atomic_numbers, 1)
         self._looked_at.clear()
+
+    def give_up(self) -> None:
+        """Know nothing for good, and leave no trace in state dictionaries.
+
+        For trainings that go on from a checkpoint of before, whose elements nobody noted.
+        """
+        self._given_up = True
+        self.met.zero_()
+        self._non_persistent_buffers_set.add("met")
 
     def share(self) -> None:
         """Note those that other ranks have met; a collective operation."""
@@ -63,8 +75,15 @@ class TrainedElements(nn.Module):
             "arbitrary; leave them out, or go on training with structures that hold it"
         )
 
+    @classmethod
+    def all_in(cls, *models: nn.Module | None) -> list[TrainedElements]:
+        """Return those of models, a model and its average for instance."""
+        modules = (module for model in models if model is not None for module in model.modules())
+        return [module for module in modules if isinstance(module, cls)]
+
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
-        # Checkpoints of before know nothing.
-        state_dict.setdefault(f"{prefix}met", torch.zeros_like(self.met))
+        if not self._given_up:
+            # Checkpoints of before know nothing.
+            state_dict.setdefault(f"{prefix}met", torch.zeros_like(self.met))
         self._looked_at.clear()
         super()._load_from_state_dict(state_dict, prefix, *rest)

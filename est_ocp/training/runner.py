@@ -16,9 +16,10 @@ from est_ocp.data import EvaluationBatchSampler, limit_elements, release_workers
 from est_ocp.errors import CheckpointError, ConfigError
 from est_ocp.models.batch_graph import GraphCollater
 from est_ocp.models.graph import RadiusGraph
+from est_ocp.models.trained_elements import TrainedElements
 from est_ocp.training.averaging import lean_average
 from est_ocp.training.checkpoint import finish_interrupted, newest_whole, problem_of
-from est_ocp.training.safe_load import check_training_state
+from est_ocp.training.safe_load import check_training_state, read_index
 from est_ocp.training.stop_in_time import StopInTime, StoppedInTimeError
 from est_ocp.training.threads import share_cores
 
@@ -170,7 +171,16 @@ class TrainRunner(TrainEvalRunner):
         if error is not None:
             raise CheckpointError(error)
         if chosen is not None:
+            self._forget_elements_of_before(Path(chosen))
             super().load_state(chosen)
+
+    def _forget_elements_of_before(self, checkpoint: Path) -> None:
+        """Where a checkpoint of before noted no elements, neither do those that follow it."""
+        keys = read_index(checkpoint).state_dict_metadata
+        if not any(str(key).endswith("trained_elements.met") for key in keys):
+            unit = self.train_eval_unit
+            for elements in TrainedElements.all_in(unit.model, unit.ema_model):
+                elements.give_up()
 
     def _choose(self, location: str | None) -> str | None:
         finish_interrupted(self._folder)

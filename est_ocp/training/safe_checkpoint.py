@@ -68,13 +68,7 @@ class SafeCheckpoint(TrainCheckpointCallback):
 
     def on_train_start(self, state: Any, unit: Any) -> None:
         """Restore the random state after a resume."""
-        models = [model for model in (unit.model, unit.ema_model) if model is not None]
-        self._elements = [
-            part
-            for model in models
-            for part in model.modules()
-            if isinstance(part, TrainedElements)
-        ]
+        self._elements = TrainedElements.all_in(unit.model, unit.ema_model)
         self._first_step = unit.train_progress.num_steps_completed
         location = getattr(unit, "lazy_state_location", None)
         if location is None:

@@ -12,12 +12,17 @@ import pytest
 import torch
 from ase.calculators.singlepoint import SinglePointCalculator
 from fairchem.core.components.callbacks import TrainCheckpointCallback
+from torch.distributed import checkpoint as dcp
+from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 from est_ocp.cli.config import resolve
 from est_ocp.errors import CheckpointError, ConfigError, DataError
+from est_ocp.evaluation import load_unit
+from est_ocp.evaluation.checkpoint import read_checkpoint
 from est_ocp.training import cosine_schedule, latest_checkpoint, metrics_file, resume_command
 from est_ocp.training.checkpoint import problem_of
 from est_ocp.training.safe_checkpoint import SafeCheckpoint
+from est_ocp.training.safe_load import read_index
 from tests.models import systems
 from tests.training.launch import DEBUG, train
 
@@ -83,6 +88,31 @@ def test_resuming_gives_the_losses_of_the_uninterrupted_run(tiny_run, tmp_path):
     assert resumed == whole
     assert [r["step"] for r in rows(cut, "eval")] == [6]
     assert not list((cut / "checkpoints").glob("*.partial"))
+
+
+def test_a_run_of_before_that_noted_no_elements_goes_on_without(tiny_run, tmp_path):
+    """Its checkpoints, and those after it, hold what they held."""
+    run = tmp_path / "run"
+    shutil.copytree(tiny_run, run)
+    shutil.rmtree(run / "checkpoints" / "final")
+    step = run / "checkpoints" / "step_3"
+    dcp_to_torch_save(step, tmp_path / "state.pt")
+    state = torch.load(tmp_path / "state.pt", weights_only=False)
+    for part in ("model", "ema"):
+        weights = state["unit_state"][part]
+        (key,) = [key for key in weights if key.endswith("trained_elements.met")]
+        assert weights.pop(key).any()
+    for file in (*step.glob("*.distcp"), step / "saved.json"):
+        file.unlink()
+    dcp.save(state, checkpoint_id=step)
+    command = resume_command(run)
+    train(command[2], *command[3:])
+    assert losses(run) == losses(tiny_run)
+    for name in read_index(run / "checkpoints" / "final").state_dict_metadata:
+        assert "trained_elements" not in name
+    weights, others = (read_checkpoint(folder).ema_state_dict for folder in (run, tiny_run))
+    assert others.keys() - weights.keys() == {"module.trained_elements.met"}
+    assert load_unit(run).model.module.trained_elements.warning([100]) is None
 
 
 def test_checkpoints_are_whole_and_the_newest_whole_one_is_found(tiny_run, tmp_path):
