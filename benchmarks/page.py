@@ -40,28 +40,21 @@ class Section:
         What makes that file.
     text : callable
         Rows, and where a figure may be written, to Markdown.
-    instead : str
-        File that is read where the first is missing: the same with fewer columns.
     """
 
     title: str
     file: str
     command: str
     text: Callable[[Rows, Path], str]
-    instead: str = ""
 
     def write(self, data: Path, out: Path) -> str:
         """The section's Markdown."""
-        file = self.file
-        rows = read(data / file)
-        if not rows and self.instead:
-            file = self.instead
-            rows = read(data / file)
+        rows = read(data / self.file)
         if not rows:
             body = f"Not measured yet: `{self.file}` is made by\n\n    {self.command}"
             return f"## {self.title}\n\n{body}"
-        source = f"    {self.command}\n\n{machine(rows)}All rows: [{file}]({file})."
-        notes = [f"\n\n{row['note']}" for row in read(data / NOTES) if row["file"] == file]
+        source = f"    {self.command}\n\n{machine(rows)}All rows: [{self.file}]({self.file})."
+        notes = [f"\n\n{row['note']}" for row in read(data / NOTES) if row["file"] == self.file]
         return f"## {self.title}\n\n{self.text(rows, out)}\n\n{source}{''.join(notes)}"
 
 
@@ -249,7 +242,6 @@ SECTIONS = (
     Section(
         "Where the time goes", "speed_kernels.csv",
         "python benchmarks/step_profile.py --out docs/results", kernels_text,
-        instead="speed_parts.csv",
     ),
     Section(
         "Scaling", "speed_scaling.csv",

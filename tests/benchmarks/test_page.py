@@ -72,19 +72,6 @@ def test_remarks_are_beside_their_file(bench, tmp_path):
     assert "About two." not in text
 
 
-def test_parts_without_kernels(bench, kernel_rows, tmp_path):
-    page, write = bench("page"), bench("measuring.records").write
-    (section,) = [s for s in page.SECTIONS if s.file == "speed_kernels.csv"]
-    columns = [name for name in kernel_rows[0] if name not in ("kernel", "operator")]
-    write(tmp_path / section.instead, columns, ({c: r[c] for c in columns} for r in kernel_rows))
-    text = section.write(tmp_path, tmp_path)
-    assert "| train | EST experts | 2 | 4.00 | 40 | 200 | 50.0 | 250 |" in text
-    assert "[speed_parts.csv](speed_parts.csv)" in text
-    # With every kernel there is no need of them.
-    write(tmp_path / section.file, list(kernel_rows[0]), [kernel_rows[0] | {"ms": "8.0"}])
-    assert "| train | EST experts | 2 | 8.00 | 100 |" in section.write(tmp_path, tmp_path)
-
-
 def test_sweep_without_times(bench, tmp_path):
     page = bench("page")
     common = dict.fromkeys(bench("scaling").COLUMNS, "") | {"sweep": "atoms", "precision": "bf16"}
