@@ -68,7 +68,7 @@ def errors(
     run: Path, metal: str, others: list[str], batches: list[Any]
 ) -> Iterator[dict[str, Any]]:
     """Yield the mean absolute error and the mean error, eV, with every embedding."""
-    model = build(*read_trained(str(run)), {})
+    model = build(*read_trained(str(run))[:2], {})
     (task,) = read_checkpoint(run).tasks_config
     scale, shift = task["normalizer"]["rmsd"], task["normalizer"]["mean"]
     weight = model.backbone.atom_embedding.weight

@@ -76,15 +76,16 @@ def rows(quick: bool = False) -> list[Row]:
     ]
 
 
-def load(arguments: argparse.Namespace) -> tuple[Any, dict | None]:
-    """Configuration of the model, and weights to load (None: random)."""
+def load(arguments: argparse.Namespace) -> tuple[Any, dict | None, dict[str, float]]:
+    """Configuration of the model, weights to load (None: random), and units of its outputs."""
     if arguments.checkpoint:
         return read_trained(arguments.checkpoint)
     from fairchem.core._cli import get_hydra_config_from_yaml
     from omegaconf import OmegaConf
 
     config = get_hydra_config_from_yaml(arguments.config, arguments.overrides)
-    return OmegaConf.to_container(config.runner.train_eval_unit.model), None
+    model = OmegaConf.to_container(config.runner.train_eval_unit.model)
+    return model, None, {"energy": 1.0, "forces": 1.0}
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -105,14 +106,15 @@ def main(argv: list[str] | None = None) -> None:
 
     from est_ocp.evaluation.equivariance import random_rotations
 
-    config, weights = load(arguments)
+    config, weights, scales = load(arguments)
     batch = demo_structures(arguments.structures).to(arguments.device)
     rotations = random_rotations(arguments.rotations, seed=1)
     results = []
     for row in tqdm(rows(arguments.quick), desc="models"):
         changes = {part: getattr(row, part) for part in ("update", "message", "graph")}
         model = build(config, weights, changes, arguments.scale, arguments.device)
-        results.append((row, *force_energy_errors(model, batch, rotations)))
+        errors = force_energy_errors(model, batch, rotations, scales)
+        results.append((row, errors["forces"], errors["prediction"]))
     write(results, arguments)
 
 

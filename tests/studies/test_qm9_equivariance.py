@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import json
 
@@ -10,6 +11,8 @@ import pytest
 import torch
 
 from est_ocp.sphere.legendre import design_energy
+from tests.relaxation.checkpoints import write_checkpoint
+from tests.training.launch import DEBUG
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +147,7 @@ def test_a_sweep_leaves_other_degrees_and_precisions(parts, tmp_path, monkeypatc
         study,
         "sweep",
         lambda settings: [
-            {"L": lmax, "dtype": kind, "S": 9}
+            {"L": lmax, "dtype": kind, "points": "lebedev", "S": 50}
             for lmax in settings.degrees
             for kind in settings.precisions
         ],
@@ -170,3 +173,105 @@ def test_one_short_training_measures_before_and_after(parts):
     assert (before["steps"], after["steps"]) == (0, 2)
     assert before["mae"] != after["mae"]
     assert after["rotation_error"] > 0
+
+
+@pytest.fixture(scope="module")
+def trained(parts, tmp_path_factory):
+    """Rows of an S2EF checkpoint with random weights."""
+    checkpoint = write_checkpoint(tmp_path_factory.mktemp("run") / "inference_ckpt.pt")
+    point_set = parts("equivariance.points").PointSet
+    sets = [
+        point_set("fibonacci_poles", 26),
+        point_set("lebedev", 26),
+        point_set("product", (10, 9)),
+        point_set("product", (10, 9), quadrature=False),
+    ]
+    errors = parts("equivariance.trained").trained_errors
+    return list(errors([str(checkpoint)], 2, 2, 1, sets=sets))
+
+
+def test_points_of_checkpoints_are_exchanged_in_both_precisions(trained):
+    found = {(row["points"], row["dtype"]): row for row in trained}
+    assert len(found) == len(trained) == 2 * (1 + 4)
+    for dtype in ("float64", "float32"):
+        configured = found.pop(("as configured", dtype))
+        assert configured["prediction_absolute"] == configured["forces_absolute"] == ""
+    for points, _ in found:
+        single, double = found[points, "float32"], found[points, "float64"]
+        for name in ("forces", "prediction", "forces_absolute", "prediction_absolute"):
+            assert single[name] == pytest.approx(double[name], rel=0.02)
+            assert single[name] != double[name]
+    error = {points: row["forces"] for (points, dtype), row in found.items() if dtype == "float64"}
+    assert error["lebedev"] < 0.3 * error["fibonacci_poles"]
+    assert error["product, weights"] < 0.5 * error["product, plain softmax"]
+
+
+def test_absolute_errors_of_checkpoints_are_in_units_of_the_tasks(trained, parts):
+    # Energies in units of their normaliser; the mean of a component is below the norm an atom.
+    row = next(r for r in trained if (r["points"], r["dtype"]) == ("lebedev", "float64"))
+    assert row["prediction_absolute"] > 0
+    assert row["forces_absolute"] > 0
+    checkpoints = parts("equivariance.checkpoints")
+    model = torch.nn.Linear(1, 1).double()
+    batch = checkpoints.demo_structures(2)
+
+    def forward(turned):
+        x = turned.pos[:, :1]
+        energy = torch.zeros(2, 1, dtype=x.dtype).index_add(0, turned.batch, x)
+        return {"energy": {"energy": energy}, "forces": {"forces": x.expand(-1, 3)}}
+
+    model.forward = forward
+    turns = torch.tensor([[[0.0, 1, 0], [-1, 0, 0], [0, 0, 1]]], dtype=torch.float64)
+    one, two = (
+        checkpoints.force_energy_errors(model, batch, turns, {"energy": e, "forces": f})
+        for e, f in ((1.0, 1.0), (3.0, 5.0))
+    )
+    x, y = batch.pos[:, 0], batch.pos[:, 1]
+    sums = torch.zeros(2, dtype=torch.float64)
+    change = (sums.index_add(0, batch.batch, y) - sums.index_add(0, batch.batch, x)).abs().mean()
+    assert one["prediction_absolute"] == pytest.approx(float(change))
+    assert two["prediction_absolute"] == pytest.approx(3 * one["prediction_absolute"])
+    assert two["forces_absolute"] == pytest.approx(5 * one["forces_absolute"])
+    assert (two["forces"], two["prediction"]) == (one["forces"], one["prediction"])
+
+
+def test_the_page_shows_checkpoints(trained, parts):
+    text = parts("equivariance.page")._trained(trained)
+    assert "| 1 (S2EF) | Lebedev | 26 | float64 |" in text
+    assert text.count("| 1 (S2EF) |") == len(trained)
+
+
+def test_sizes_are_measured_beyond_the_usual_and_leave_other_rows(parts, tmp_path, monkeypatch):
+    study = parts("qm9_equivariance")
+    options = ["sweep", "--molecules", "2", "--channels", "8", "--other-layers", "1"]
+    options += ["--degrees", "1", "--precisions", "float64", "--output", str(tmp_path)]
+    sweep = parts("equivariance.sweep")
+    ladder = parts("equivariance.points").ladder
+
+    def few():
+        return [points for points in ladder() if points.kind == "lebedev" and points.size < 200]
+
+    monkeypatch.setattr(sweep, "ladder", few)
+    study.main(options)
+    read = parts("equivariance.tables").read_csv
+    before = read(tmp_path / "equivariance_sweep.csv")
+    assert [row["S"] for row in before] == [26, 50, 86]
+    study.main([*options, "--sizes", "146", "26"])
+    after = read(tmp_path / "equivariance_sweep.csv")
+    assert sorted(row["S"] for row in after) == [26, 50, 86, 146]
+    assert [row for row in after if row["S"] in (50, 86)] == before[1:]
+    runs = json.loads((tmp_path / "equivariance_runs.json").read_text())
+    assert set(runs) == {"sweep, L = 1, float64", "sweep, L = 1, S = 146 26, float64"}
+
+
+def test_the_parts_of_a_whole_model(parts, tmp_path):
+    """The study of a whole S2EF model, its quick form."""
+    options = ["--config", str(DEBUG), "--quick", "--structures", "2", "--rotations", "1"]
+    parts("s2ef_equivariance").main([*options, "--output", str(tmp_path)])
+    with (tmp_path / "s2ef_equivariance.csv").open(newline="") as file:
+        found = list(csv.DictReader(file))
+    error = {(row["part"], row["points"]): float(row["force_error"]) for row in found}
+    assert len(error) == len(found)
+    name = "EST update, norm over the sphere"
+    assert 0 < error[name, "lebedev 50"] < 0.3 * error[name, "fibonacci 48"]
+    assert "| EST update" in (tmp_path / "s2ef_equivariance.md").read_text()

@@ -14,6 +14,7 @@ from adsorption.report import (
     by_fold,
     comparison,
     complete_folds,
+    published_table,
     table,
 )
 from adsorption.training import LABELS, MODELS, TRIVIAL, Settings
@@ -129,6 +130,11 @@ MAE in eV for what is left out, from the {counted} pairs of fold and seed that e
 
 Error bars: standard deviation over seeds; of the mean, over folds. The error of every structure is
 in [{errors.name}]({errors.name}), every training in [{trainings.name}]({trainings.name}).
+
+The paper's own figures (theirs: Table 2 of arXiv 2505.23086). They are of OC20, which is other and
+far more data, and of models of full size, so they do not compare with those above:
+
+{chr(10).join(published_table())}
 """
     reading = kept_reading(page)
     page.write_text(text + (f"\n{reading}\n" if reading else ""))
@@ -194,7 +200,10 @@ def plot(rows: list[dict[str, str]], predictions: list[dict[str, str]], path: Pa
         )  # fmt: skip
     bars.set_xticks(range(len(folds) + 1), [*folds, "mean"])
     bars.set(xlabel="left out", ylabel="MAE, eV", ylim=(0, None))
-    bars.legend(fontsize=7)
+    # Above the axes, where no bar can be.
+    bars.legend(
+        fontsize=7, ncols=len(mae), frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0)
+    )
     figure.tight_layout()
     figure.savefig(path, dpi=150)
     plt.close(figure)

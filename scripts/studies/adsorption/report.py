@@ -7,6 +7,7 @@ from collections import defaultdict
 import numpy as np
 
 from adsorption.training import LABELS, TRIVIAL
+from est_ocp.evaluation.published import published
 
 #: One row a structure and training; one row a training.
 PREDICTIONS = (
@@ -19,6 +20,9 @@ TRAININGS = (
 )  # fmt: skip
 #: OC20's threshold for an energy within threshold, eV.
 THRESHOLD = 0.02
+#: Source of the paper's figures in the published ones, and the two models that are compared here.
+PAPER = "arXiv 2505.23086, Table 2"
+PAPER_MODELS = ("Equiformer", "EST")
 
 
 def metrics(energy: np.ndarray, prediction: np.ndarray) -> dict[str, float]:
@@ -107,3 +111,18 @@ def comparison(rows: list[dict[str, str]], a: str = "est", b: str = "equiformer"
         f"{len(means)} folds {spread:.3f}; the lower of the two in {int((means < 0).sum())} folds "
         f"of {len(means)} (seeds averaged)."
     )
+
+
+def published_table() -> list[str]:
+    """Markdown table of the paper's figures on OC20, of the two models compared here."""
+    splits = {"id": "ID", "ood_ads": "OOD Ads", "ood_cat": "OOD Cat", "ood_both": "OOD Both"}
+    metrics_ = {"energy_mae_meV": "energy MAE, meV", "ewt_percent": "EwT, %"}
+    head = ["*theirs*", "metric", *splits.values()]
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    for row in published("is2re"):
+        if row["source"] != PAPER or row["model"].split(",")[0] not in PAPER_MODELS:
+            continue
+        for name, label in metrics_.items():
+            cells = [f"*{row['model']}*", label, *(f"*{row[split][name]}*" for split in splits)]
+            lines.append("| " + " | ".join(cells) + " |")
+    return lines

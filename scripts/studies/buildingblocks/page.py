@@ -12,7 +12,15 @@ from csv_rows import append, read
 from buildingblocks.figure import draw
 from buildingblocks.runner import CSV, TRAININGS, kept_remarks, origin_lines, table
 from buildingblocks.statistics import Comparison, by_variant, compare, mean_and_error
-from buildingblocks.variants import BASE, TABLES, UPDATE, VARIANTS, Variant, of_table
+from buildingblocks.variants import (
+    BASE,
+    PAPER_EPOCHS,
+    TABLES,
+    UPDATE,
+    VARIANTS,
+    Variant,
+    of_table,
+)
 from est_ocp.errors import ConfigError
 
 Rows = Sequence[Mapping[str, str]]
@@ -73,8 +81,12 @@ def variant_table(rows: Rows, name: str, found: Mapping[str, Comparison]) -> lis
                 f"*{variant.paper:g}*" if variant.paper else "",
             ]
         )
+        if name == "experts":
+            lines[-1].append(f"*{PAPER_EPOCHS[int(variant.name.split()[1])]:.2f}*")
     head = ["variant", "test MAE", "against its reference", "ms a step", "ms inference",
             "parameters", "rotation error", "*paper's MAE*"]  # fmt: skip
+    if name == "experts":
+        head.append("*paper's time an epoch*")
     return ["", f"### {TABLES[name]}", "", *table(head, lines)]
 
 
@@ -198,7 +210,8 @@ def write_page(page: Path, out: Path) -> Path:
         "all experts, so its time is the dense gate's.",
         "",
         "Errors are many times the paper's: a training here is seconds, theirs hundreds of",
-        "epochs. The paper's figures (*theirs*, in italics) compare with each other alone.",
+        "epochs. The paper's figures (*theirs*, in italics) compare with each other alone. Table 6",
+        "has their times an epoch, too; the unit is not in the text we have.",
         "",
         f"Base: `{' '.join((*BASE, *UPDATE))}`.",
         "",
@@ -216,7 +229,13 @@ def write_page(page: Path, out: Path) -> Path:
     if missing:
         lines += ["", f"Not trained (yet): {', '.join(missing)}."]
     if image.is_file():
-        lines += ["", f"![Errors of all variants, number of experts, latency]({image.name})"]
+        lines += [
+            "",
+            f"![Errors of all variants, number of experts, latency]({image.name})",
+            "",
+            "Lower right: colours and marks are the tables'; building blocks, parts, numbers of",
+            "experts and three of the options have their names.",
+        ]
     lines += ["", "## Reading", "", *reading(rows, found), *kept_remarks(page)]
     page.write_text("\n".join(lines) + "\n")
     return page

@@ -127,6 +127,10 @@ def _experts(number: int, *more: str) -> tuple[str, ...]:
 PAPER_EXPERTS = {
     1: 0.0466, 2: 0.0461, 4: 0.0503, 8: 0.0437, 10: 0.0424, 16: 0.0449, 32: 0.0438, 64: 0.0443,
 }  # fmt: skip
+#: Experts to time an epoch there; its unit is not in the text we have.
+PAPER_EPOCHS = {
+    1: 373.69, 2: 391.93, 4: 416.53, 8: 472.80, 10: 500.71, 16: 576.01, 32: 893.20, 64: 1664.93,
+}  # fmt: skip
 PAPER_TOP_K = {2: 0.04338, 3: 0.04349, 5: 0.04472}
 PAPER_BALANCE = {0.001: 0.04369, 0.01: 0.04369, 0.1: 0.04361}
 DENSE = "experts 10"

@@ -10,8 +10,13 @@ import numpy as np
 import torch
 
 
-def read_trained(checkpoint: str) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """Configuration of a checkpoint's model, and its averaged weights."""
+def read_trained(
+    checkpoint: str,
+) -> tuple[dict[str, Any], dict[str, torch.Tensor], dict[str, float]]:
+    """Configuration of a checkpoint's model, its averaged weights, and units of its outputs.
+
+    The units are the tasks' normalisers: eV, eV/Angstrom, or the target's own.
+    """
     from omegaconf import OmegaConf
 
     from est_ocp.evaluation.checkpoint import read_checkpoint
@@ -22,7 +27,9 @@ def read_trained(checkpoint: str) -> tuple[dict[str, Any], dict[str, torch.Tenso
         for name, value in content.ema_state_dict.items()
         if name != "n_averaged"
     }
-    return OmegaConf.to_container(OmegaConf.create(content.model_config)), weights
+    tasks = OmegaConf.to_container(OmegaConf.create({"tasks": list(content.tasks_config)}))["tasks"]
+    scales = {task["name"]: float(task["normalizer"]["rmsd"]) for task in tasks}
+    return OmegaConf.to_container(OmegaConf.create(content.model_config)), weights, scales
 
 
 def build(
@@ -81,20 +88,49 @@ def demo_structures(count: int) -> Any:
 
 @torch.no_grad()
 def force_energy_errors(
-    model: torch.nn.Module, batch: Any, rotations: torch.Tensor
-) -> tuple[float, float]:
-    """Mean relative error of the forces, and of the energies relative to their spread."""
+    model: torch.nn.Module, batch: Any, rotations: torch.Tensor, scales: Mapping[str, float]
+) -> dict[str, float]:
+    """Mean errors of forces and energies, relative and absolute.
+
+    Positions and cell are rotated in float64, whatever the model's precision.
+
+    Parameters
+    ----------
+    model : Module
+    batch : AtomicData
+        In float64.
+    rotations : Tensor [R, 3, 3]
+    scales : mapping of str to float
+        Units of the model's ``energy`` and ``forces``, eV and eV/Angstrom.
+
+    Returns
+    -------
+    dict
+        ``forces`` (norm of the change over the norm), ``prediction`` (change of the energy over
+        the energies' spread), ``forces_absolute`` (mean change of a component, eV/Angstrom),
+        ``prediction_absolute`` (eV).
+    """
+    dtype = next(model.parameters()).dtype
 
     def predict(rotation: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         turned = batch.clone()
-        turned.pos, turned.cell = batch.pos @ rotation.T, batch.cell @ rotation.T
+        turned.pos = (batch.pos @ rotation.T).to(dtype)
+        turned.cell = (batch.cell @ rotation.T).to(dtype)
         out = model(turned)
-        return out["energy"]["energy"].reshape(-1), out["forces"]["forces"]
+        energy, forces = out["energy"]["energy"], out["forces"]["forces"]
+        return energy.reshape(-1).double(), forces.double()
 
     energy, forces = predict(torch.eye(3, dtype=torch.float64, device=batch.pos.device))
-    force_error, energy_error = [], []
+    found: dict[str, list[torch.Tensor]] = {}
     for rotation in rotations.to(batch.pos.device):
         new_energy, new_forces = predict(rotation)
-        force_error.append((new_forces - forces @ rotation.T).norm() / forces.norm())
-        energy_error.append((new_energy - energy).abs().mean() / energy.std())
-    return float(torch.stack(force_error).mean()), float(torch.stack(energy_error).mean())
+        change, difference = (new_energy - energy).abs().mean(), new_forces - forces @ rotation.T
+        errors = {
+            "prediction": change / energy.std(),
+            "forces": difference.norm() / forces.norm(),
+            "prediction_absolute": scales["energy"] * change,
+            "forces_absolute": scales["forces"] * difference.abs().mean(),
+        }
+        for name, error in errors.items():
+            found.setdefault(name, []).append(error)
+    return {name: float(torch.stack(values).mean()) for name, values in found.items()}

@@ -24,40 +24,68 @@ STYLES = {
 CAP_TICKS = (0.005, 0.01, 0.02, 0.05)
 
 
-def plot_against_size(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
-    """One panel a degree L: error of the features against S."""
+def plot_against_size(
+    rows: Sequence[Mapping[str, Any]], last: Sequence[Mapping[str, Any]], file: Path
+) -> None:
+    """Errors against S, a column of panels for each L.
+
+    Parameters
+    ----------
+    rows : sequence of mapping
+        Whose errors of the features are above: of one precision, and one depth for each L.
+    last : sequence of mapping
+        Whose absolute errors of the predictions are below.
+    file : Path
+    """
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     degrees = sorted({row["L"] for row in rows})
-    columns = 2 if len(degrees) > 1 else 1
-    lines = -(-len(degrees) // columns)
-    figure, axes = plt.subplots(lines, columns, figsize=(10, 4 * lines), squeeze=False)
-    for axis, degree in zip(axes.flat, degrees, strict=False):
-        for name, (label, colour, marker) in STYLES.items():
-            points = sorted(
-                (row["S"], row["features"])
-                for row in rows
-                if row["L"] == degree and row["points"] == name
-            )
-            if points:
-                axis.loglog(*zip(*points, strict=True), color=colour, marker=marker, label=label)
-        axis.set_title(f"L = {degree}")
-        axis.set_xlabel("points S")
-        axis.set_ylabel("relative error of the features")
-        ticks = sorted({row["S"] for row in rows if row["L"] == degree and _plain(row)})
-        axis.set_xticks(ticks, [str(tick) for tick in ticks])
-        axis.minorticks_off()
-        axis.grid(alpha=0.3)
-    for axis in list(axes.flat)[len(degrees) :]:
-        axis.set_visible(False)
-    handles, labels = axes.flat[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="lower center", ncols=3, frameon=False)
-    figure.tight_layout(rect=(0, 0.09, 1, 1))
+    figure, axes = _panels(plt, 2, len(degrees))
+    shown = (
+        (rows, "features", "relative error of the features"),
+        (last, "absolute", "absolute error of the prediction"),
+    )
+    for line, (chosen, measure, what) in zip(axes, shown, strict=True):
+        for axis, degree in zip(line, degrees, strict=True):
+            here = [row for row in chosen if row["L"] == degree]
+            for name, (label, colour, marker) in STYLES.items():
+                points = sorted((row["S"], row[measure]) for row in here if row["points"] == name)
+                if points:
+                    x, y = zip(*points, strict=True)
+                    axis.loglog(x, y, color=colour, marker=marker, markersize=5, label=label)
+            axis.set_title(f"L = {degree}, {_depth(here)}", fontsize=10)
+            axis.set_xlabel("points S")
+            ticks = sorted({row["S"] for row in here if _plain(row)})
+            axis.set_xticks(ticks, [str(tick) for tick in ticks])
+            axis.minorticks_off()
+            axis.grid(alpha=0.3)
+        line[0].set_ylabel(what)
+    _finish(plt, figure, axes, file)
+
+
+def _panels(plt: Any, lines: int, columns: int) -> tuple[Any, np.ndarray]:
+    """Figure with room for the legend of :data:`STYLES`, whatever the number of columns."""
+    size = (max(3.7 * columns, 7.0), 3.3 * lines + 0.8)
+    return plt.subplots(lines, columns, figsize=size, squeeze=False, layout="constrained")
+
+
+def _finish(plt: Any, figure: Any, axes: np.ndarray, file: Path) -> None:
+    """Legend below, and the file."""
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    columns = 4 if axes.shape[1] > 2 else 2
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)
     figure.savefig(file, dpi=110)
     plt.close(figure)
+
+
+def _depth(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Layers and precision of rows that have them in common."""
+    layers = " or ".join(str(number) for number in sorted({row["layers"] for row in rows}))
+    kinds = " or ".join(sorted({row["dtype"] for row in rows}))
+    return f"{layers} layer{'' if layers == '1' else 's'}, {kinds}"
 
 
 def _plain(row: Mapping[str, Any]) -> bool:
@@ -70,7 +98,7 @@ def plot_bounds(
     ratios: Mapping[int, float],
     file: Path,
 ) -> None:
-    """Error against cap discrepancy, degree and smooth discrepancy, one line of panels an L.
+    """Error against cap discrepancy, degree and smooth discrepancy, a column of panels for each L.
 
     Rows have ``smooth``, the discrepancy of the kernel that fits their L best.
     """
@@ -79,33 +107,34 @@ def plot_bounds(
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(len(laws), 3, figsize=(12, 3.6 * len(laws)), squeeze=False)
-    for line, degree in zip(axes, laws, strict=True):
+    measures = ("cap_discrepancy", "degree", "smooth")
+    figure, axes = _panels(plt, len(measures), len(laws))
+    for column, degree in zip(axes.T, laws, strict=True):
         chosen = [row for row in rows if row["L"] == degree]
-        for axis, measure in zip(line, ("cap_discrepancy", "degree", "smooth"), strict=True):
+        for axis, measure in zip(column, measures, strict=True):
             for name, (label, colour, marker) in STYLES.items():
                 points = [
                     (row[measure], row["features"]) for row in chosen if row["points"] == name
                 ]
                 if points:
                     axis.plot(
-                        *zip(*points, strict=True), color=colour, marker=marker, ls="", label=label
-                    )
+                        *zip(*points, strict=True), color=colour, marker=marker, markersize=5,
+                        ls="", label=label,
+                    )  # fmt: skip
             axis.set_yscale("log")
             axis.grid(alpha=0.3)
             if measure in laws[degree]:
                 _draw_law(axis, laws[degree][measure], [row[measure] for row in chosen])
-        line[0].set_xlabel("cap discrepancy")
-        line[0].set_xticks(CAP_TICKS, [str(tick) for tick in CAP_TICKS])
-        line[0].tick_params(axis="x", which="minor", labelbottom=False)
-        line[1].set_xlabel("degree of exactness")
-        line[2].set_xlabel(f"smooth discrepancy, r = {ratios[degree]:.2f}")
-        line[0].set_ylabel(f"L = {degree}: relative error")
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="lower center", ncols=4, frameon=False)
-    figure.tight_layout(rect=(0, 0.16 / len(laws), 1, 1))
-    figure.savefig(file, dpi=110)
-    plt.close(figure)
+        column[0].set_title(f"L = {degree}, {_depth(chosen)}", fontsize=10)
+        column[0].set_xlabel("cap discrepancy")
+        column[0].set_xticks(CAP_TICKS, [str(tick) for tick in CAP_TICKS])
+        column[0].tick_params(axis="x", which="minor", labelbottom=False)
+        column[1].set_xlabel("degree of exactness")
+        column[1].xaxis.get_major_locator().set_params(integer=True)
+        column[2].set_xlabel(f"smooth discrepancy, r = {ratios[degree]:.2f}")
+    for axis in axes[:, 0]:
+        axis.set_ylabel("relative error of the features")
+    _finish(plt, figure, axes, file)
 
 
 def _draw_law(axis: Any, law: PowerLaw, measure: Sequence[float]) -> None:

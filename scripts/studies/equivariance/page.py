@@ -56,7 +56,8 @@ The points: the lattice of the authors' code with points on the poles, the half-
 same after Coulomb repulsion, spherical designs, Lebedev rules, and e3nn's grids `(2l+2) x (2l+1)`
 with their weights in the softmax or with a plain softmax (the weights stay in the inverse
 transform). The inverse transform is the quadrature. Combinations have
-`1.5 (L+1)^2 <= S <= 100 L`. Molecules are rotated, and outputs compared, in float64 for networks
+`1.5 (L+1)^2 <= S <= 100 L`; above that, where exact rules come near to rounding, fewer molecules
+were taken. Molecules are rotated, and outputs compared, in float64 for networks
 in float32, too.
 """
 
@@ -73,11 +74,13 @@ def write_page(folder: Path) -> None:
         row for row in rows if (row["dtype"], row["layers"]) == ("float64", _depth(rows, row["L"]))
     ]
     laws, ratios = fit(common)
-    plot_against_size(common, folder / "equivariance.png")
-    shown = [degree for degree in laws if degree in (2, 4)] or list(laws)
+    last = [
+        row for row in rows if (row["dtype"], row["layers"]) == ("float64", _last(rows, row["L"]))
+    ]
+    plot_against_size(common, last, folder / "equivariance.png")
     plot_bounds(
         [row for row in common if row["features"] > FLOOR],
-        {degree: laws[degree] for degree in shown},
+        laws,
         ratios,
         folder / "equivariance_bounds.png",
     )
@@ -98,8 +101,13 @@ def write_page(folder: Path) -> None:
 
 
 def _depth(rows: Sequence[Mapping[str, Any]], degree: int) -> int:
-    deepest = max(row["layers"] for row in rows if row["L"] == degree)
-    return min(COMMON_DEPTH, deepest)
+    return min(COMMON_DEPTH, _last(rows, degree))
+
+
+def _last(rows: Sequence[Mapping[str, Any]], degree: int) -> int:
+    """Number of all layers of an L in float64."""
+    here = [row for row in rows if (row["L"], row["dtype"]) == (degree, "float64")]
+    return max((row["layers"] for row in here), default=0)
 
 
 def fit(
@@ -162,8 +170,13 @@ def _size(rows: Sequence[Mapping[str, Any]]) -> str:
     for degree in sorted({row["L"] for row in rows}):
         here = [row for row in rows if row["L"] == degree]
         layers = max(row["layers"] for row in here)
+        most = max(row["molecules"] for row in here)
+        samples = [f"{most:,} molecules"]
+        for count in sorted({row["molecules"] for row in here} - {most}):
+            sizes = sorted({row["S"] for row in here if row["molecules"] == count})
+            samples.append(f"{count} at S = {', '.join(map(str, sizes))}")
         parts.append(
-            f"L = {degree}: {here[0]['molecules']:,} molecules, {here[0]['channels']} channels, "
+            f"L = {degree}: {' and '.join(samples)}, {here[0]['channels']} channels, "
             f"{layers} layers"
         )
     return (
@@ -358,24 +371,26 @@ on 50 Lebedev points.
 
 
 def _trained(rows: Sequence[Mapping[str, Any]]) -> str:
+    names = ("forces", "prediction", "forces_absolute", "prediction_absolute")
     lines = [
         [
             f"{row['checkpoint']} ({row['task']})",
             STYLES[row["points"]][0] if row["points"] in STYLES else row["points"],
             str(row["S"]),
             row["dtype"],
-            f"{row['forces']:.1e}" if row["forces"] != "" else "",
-            f"{row['prediction']:.1e}",
+            *(f"{row[name]:.1e}" if row[name] != "" else "" for name in names),
         ]
         for row in rows
     ]
     header = ["checkpoint", "points of the update", "S", "precision", "forces", "prediction"]
+    header += ["forces, eV/Å", "prediction, eV or bohr³"]
     return f"""## Trained models
 
 Checkpoints of the command above, in its order (S2EF: the run of `est-ocp demo`), the points of
 the EST update exchanged; those of the messages are 110 Lebedev points, except *as configured*.
 *Forces*: `|F(R x) - R F(x)| / |F(x)|`. *Prediction*: mean change of the energy (S2EF) or the
 target (QM9) over its standard deviation over the structures; *as configured*, as a run's report
-has them, the mean by structure, and the energy over its root mean square.
+has them, the mean by structure, and the energy over its root mean square. Last the absolute
+errors: the mean change of a component of the forces, and of the energy or target.
 
 {_table(header, lines)}"""

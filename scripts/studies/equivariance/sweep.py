@@ -37,6 +37,8 @@ class Settings:
         The degree that gets all `layers`; the paper's is 2.
     layers, other_layers : int
         Depth at `deep_degree` and at the other degrees.
+    sizes : sequence of int
+        Only sets of so many points, whatever :func:`fits_degree` says; none: all that it takes.
     device : str
     """
 
@@ -49,6 +51,7 @@ class Settings:
     layers: int = 6
     other_layers: int = 6
     device: str = "cpu"
+    sizes: Sequence[int] = ()
 
 
 def fits_degree(points: PointSet, lmax: int) -> bool:
@@ -60,18 +63,24 @@ def fits_degree(points: PointSet, lmax: int) -> bool:
     return 1.5 * (lmax + 1) ** 2 <= points.size <= 100 * lmax
 
 
-def sweep(settings: Settings, sets: Sequence[PointSet] | None = None) -> Iterator[dict[str, Any]]:
-    """Yield one row for every point set, degree, precision and depth."""
-    tensors = molecule_tensors()
-    molecules = batches(tensors, settings.molecules, settings.batch, settings.device)
-    cases = [
+def cases(
+    settings: Settings, sets: Sequence[PointSet] | None = None
+) -> list[tuple[int, str, PointSet]]:
+    """Degree, precision and points of every network that is measured."""
+    return [
         (lmax, dtype, points)
         for lmax in settings.degrees
         for dtype in settings.precisions
         for points in (ladder() if sets is None else sets)
-        if fits_degree(points, lmax)
+        if (points.size in settings.sizes if settings.sizes else fits_degree(points, lmax))
     ]
-    for lmax, dtype, points in tqdm(cases, desc="networks", mininterval=10):
+
+
+def sweep(settings: Settings, sets: Sequence[PointSet] | None = None) -> Iterator[dict[str, Any]]:
+    """Yield one row for every point set, degree, precision and depth."""
+    tensors = molecule_tensors()
+    molecules = batches(tensors, settings.molecules, settings.batch, settings.device)
+    for lmax, dtype, points in tqdm(cases(settings, sets), desc="networks", mininterval=10):
         deep = lmax == settings.deep_degree
         layers = settings.layers if deep else settings.other_layers
         network = DepthNetwork(points, lmax, settings.channels, layers).to(settings.device)

@@ -146,7 +146,9 @@ degree 1) come out of the message as sampling errors, and the norm scales them u
 
 Degree 1, package defaults; *degree* is what the rule integrates exactly.
 
-{_sweep_table(rows)}
+{_sweep_table(rows, FOLDS[:2])}
+
+{_sweep_table(rows, FOLDS[2:])}
 
 ![Differences against errors, accuracy by points]({figure.name})
 
@@ -252,19 +254,19 @@ def _unnormalised_table(rows: list[Row]) -> str:
     return grid("no norm", names, FOLDS, cell)
 
 
-def _sweep_table(rows: list[Row]) -> str:
+def _sweep_table(rows: list[Row], folds: tuple[int, ...]) -> str:
     """Rules against error, difference and accuracy."""
     lines = []
     for kind, points in SWEEP:
         line = [f"{kind} {points}", str(sphere_rule(kind, points).degree)]
-        for fold in (2, 3):
+        for fold in folds:
             cell = select(rows, part="sweep", kind=kind, points=points, fold=fold)
             line += [geometric(cell, "error_start"), geometric(cell, "difference_start")]
             line += [geometric(cell, "error_end")]
             line += [percent(cell, "accuracy"), percent(cell, "accuracy_back")]
         lines.append(line)
     header = ["rule", "degree"]
-    for fold in (2, 3):
+    for fold in folds:
         header += [f"{fold}-fold: error drawn", "difference drawn", "error trained"]
         header += ["as given", "turned at random"]
     return markdown(header, lines)

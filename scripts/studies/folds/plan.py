@@ -17,6 +17,7 @@ SWEEP = (
     ("lebedev", 26),
     ("lebedev", 50),
     ("lebedev", 110),
+    ("lebedev", 350),
 )
 #: Lebedev rules of the layers that are measured as drawn, beside Fibonacci lattices.
 DRAWN = (14, 26, 50, 110)
@@ -86,7 +87,7 @@ def drawn(seeds: int) -> Iterator[Run]:
 def sweep(seeds: int) -> Iterator[Run]:
     """Training at L = 1 with more and better points."""
     for kind, points in SWEEP:
-        for fold in (2, 3):
+        for fold in FOLDS:
             for seed in range(seeds):
                 yield Run("sweep", "est", 1, fold, seed, kind, points)
 

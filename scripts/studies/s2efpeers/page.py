@@ -86,9 +86,10 @@ def _method(settings: dict[str, Any], data: dict[str, Any]) -> list[str]:
     return [
         "## Method",
         "",
-        f"{frames['train']:,} frames of {data['atoms']:.1f} atoms on average train, four splits "
-        f"validate ({validation}); labels: {data['source']}. They are of a universal potential, "
-        "not DFT: the errors compare models with each other and not with figures of OC20.",
+        f"{frames['train']:,} frames of slabs with adsorbates, {data['atoms']:.1f} atoms on "
+        f"average, train; four splits validate ({validation}). Labels: {data['source']}. They are "
+        "of a universal potential, not DFT: the errors compare models with each other and not with "
+        "figures of OC20.",
         "",
         "Every training runs in fairchem's trainer (`train_s2ef`) with the same loss (energy "
         f"{ENERGY_COEFFICIENT} x MAE / {data['energy_std']:.2f} eV, forces 100 x norm of the error "

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from buildingblocks.figure import plain_ticks
+import numpy as np
+from buildingblocks.figure import place_names, plain_ticks
 from buildingblocks.statistics import by_variant, mean_and_error
+from report.exponents import exponent
 
 from spherecost.accuracy import SIZES, STEPS, TIME, of_budget
 from spherecost.subjects import SUBJECTS
@@ -38,12 +41,15 @@ def draw(costs: Rows, rows: Rows, path: Path) -> None:
             axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     handles, labels = axes[0][0].get_legend_handles_labels()
     if handles:
-        figure.legend(handles, labels, loc="outside upper left", ncols=4, fontsize=8)
+        for colour, style, label in (("0.4", "--", "fitted power law"), ("none", "", "")):
+            handles += axes[0][0].plot([], [], style, color=colour, linewidth=0.8)
+            labels.append(label)
+        figure.legend(handles, labels, loc="outside upper left", ncols=5, fontsize=8)
     _operations(axes[0][2], costs)
     if rows:
         _errors(axes[1][2], rows, "test_mae", "test MAE of alpha, bohr$^3$")
         _errors(axes[0][3], rows, "rotation_error", "change under rotation, bohr$^3$")
-        _pareto(axes[1][3], rows)
+        place_names(axes[1][3], _pareto(axes[1][3], rows))
     else:
         axes[1][2].set_axis_off()
     figure.savefig(path, dpi=130)
@@ -59,30 +65,49 @@ def _apart(ticks: Sequence[int]) -> list[str]:
 
 
 def _cost(axis: Any, costs: Rows, sweep: str, key: str) -> None:
-    """Time or memory of all subjects; dashed lines as CUDA graphs."""
+    """Time or memory of all subjects with fits; hollow and pale without CUDA graphs."""
     for number, (name, subject) in enumerate(SUBJECTS.items()):
         some = [row for row in costs if (row["subject"], row["sweep"]) == (name, sweep)]
-        styles = {"train_ms": "o-", "train_graph_ms": "s--"} if key == "train" else {key: "o-"}
+        hollow = {"marker": "o", "markerfacecolor": "white", "alpha": 0.5}
+        styles = {key: {"marker": "o"}}
+        if key == "train":
+            styles = {"train_ms": hollow, "train_graph_ms": {"marker": "s"}}
         for column, style in styles.items():
             points = [(int(row[sweep]), float(row[column])) for row in some if row[column]]
             if points:
+                x, y = zip(*points, strict=True)
                 label = subject.label + (", CUDA graph" if "graph" in column else "")
-                axis.plot(
-                    *zip(*points, strict=True), style, color=f"C{number}", label=label, markersize=3
-                )
+                axis.plot(x, y, color=f"C{number}", label=label, markersize=3, **style)
+                _fit(axis, x, y, f"C{number}")
+
+
+def _fit(axis: Any, x: Sequence[float], y: Sequence[float], colour: str) -> None:
+    """The power law of the page's exponent, if there are three different ``x``."""
+    if len(set(x)) < 3:
+        return
+    power, _ = exponent(x, y)
+    ends = np.array([min(x), max(x)])
+    factor = math.exp(np.log(y).mean() - power * np.log(x).mean())
+    axis.plot(ends, factor * ends**power, "--", color=colour, linewidth=0.8)
 
 
 def _operations(axis: Any, costs: Rows) -> None:
-    """Time against counted operations, of all cases."""
+    """Time against counted operations in both sweeps, with fits."""
     for number, name in enumerate(SUBJECTS):
-        some = [row for row in costs if row["subject"] == name]
-        points = [
-            (float(row["train_gflop"]), float(row["train_graph_ms"] or row["train_ms"]))
-            for row in some
-            if row["train_ms"]
-        ]
-        if points:
-            axis.plot(*zip(*points, strict=True), "o", color=f"C{number}", markersize=3)
+        for sweep, marker in (("S", "o"), ("L", "^")):
+            some = [row for row in costs if (row["subject"], row["sweep"]) == (name, sweep)]
+            points = [
+                (float(row["train_gflop"]), float(row["train_graph_ms"] or row["train_ms"]))
+                for row in some
+                if row["train_ms"]
+            ]
+            if points:
+                x, y = zip(*points, strict=True)
+                axis.plot(x, y, ls="", marker=marker, color=f"C{number}", markersize=3.5)
+                _fit(axis, x, y, f"C{number}")
+    for sweep, marker in (("S", "o"), ("L", "^")):
+        axis.plot([], [], ls="", marker=marker, color="0.4", markersize=4, label=f"{sweep} varies")
+    axis.legend(fontsize=7)
     axis.set(
         xlabel="counted GFLOP, forward and backward", ylabel="ms (CUDA graph where there is one)",
         xscale="log", yscale="log",
@@ -111,27 +136,28 @@ def _errors(axis: Any, rows: Rows, column: str, label: str) -> None:
     axis.legend(fontsize=7)
 
 
-def _pareto(axis: Any, rows: Rows) -> None:
-    """Error at equal steps against the time of a prediction; the Pareto front as a line."""
+def _pareto(axis: Any, rows: Rows) -> list[tuple[float, float, str, str]]:
+    """Error at equal steps against the time of a prediction; the Pareto front as a line.
+
+    Returns marks for :func:`buildingblocks.figure.place_names`.
+    """
     some = of_budget(rows, STEPS)
     errors, times = by_variant(some, "test_mae"), by_variant(some, "inference_ms")
     points = sorted(
         (mean_and_error(times[name].values())[0], *mean_and_error(errors[name].values()), name)
         for name in errors
     )
-    for place, (x, y, error, name) in enumerate(points):
-        own = name == "host"
+    marks = []
+    for x, y, error, name in points:
+        colour = "tab:red" if name == "host" else "black"
+        bar = 0 if math.isnan(error) else error
         axis.errorbar(
-            x, y, yerr=0 if math.isnan(error) else error, fmt="D" if own else "o", capsize=2,
-            color="tab:red" if own else "black", markersize=4, linewidth=0.8,
+            x, y, yerr=bar, fmt="D" if name == "host" else "o", capsize=2, color=colour,
+            markersize=4, linewidth=0.8,
         )  # fmt: skip
-        # The fastest sizes lie next to each other: some labels go to the left.
-        left = not own and place <= len(points) // 3
-        axis.annotate(
-            "own feed-\nforward" if own else name, (x, y), fontsize=7,
-            xytext=(-4 if left else 4, 8 if own else 3), textcoords="offset points",
-            ha="right" if left else "left",
-        )  # fmt: skip
+        marks.append((x, y, "own feed-\nforward" if name == "host" else name, colour))
+        # Bars and the front are kept clear of names, too.
+        marks += [(x, y + part * bar, "", colour) for part in np.linspace(-1, 1, 21)]
     front, best = [], math.inf
     for x, y, *_ in points:
         if y < best:
@@ -139,9 +165,14 @@ def _pareto(axis: Any, rows: Rows) -> None:
             best = y
     if front:
         axis.plot(*zip(*front, strict=True), color="0.6", linewidth=1, zorder=0)
+    for start, end in itertools.pairwise(front):
+        between = np.geomspace(start, end, 22)[1:-1]
+        marks += [(float(x), float(y), "", "0.6") for x, y in between]
     axis.set(
         xlabel="ms a batch, inference", ylabel="test MAE, bohr$^3$, equal steps", xscale="log",
         yscale="log",
     )  # fmt: skip
     plain_ticks(axis.xaxis)
     plain_ticks(axis.yaxis)
+    axis.margins(x=0.2)
+    return marks

@@ -20,6 +20,7 @@ from spherecost.figure import draw
 from spherecost.subjects import SUBJECTS
 
 COST = "cost.csv"
+READING, FIGURES = "## Reading", "### Fits and comparisons"
 #: What is fitted, and the count that it stands beside.
 QUANTITIES = {
     "forward": ("forward_ms", "forward_gflop"),
@@ -157,8 +158,19 @@ def reading(costs: Rows, found: Mapping[str, Mapping[str, Comparison]], rows: Ro
     return " ".join(out) if out else "Nothing was measured yet."
 
 
+def kept_summary(page: Path) -> list[str]:
+    """The hand-written paragraph under :data:`READING` of an earlier page, if there is one."""
+    text = page.read_text() if page.is_file() else ""
+    start, end = text.find(f"\n{READING}\n"), text.find(f"\n{FIGURES}\n")
+    summary = text[start + len(READING) + 2 : end].strip() if 0 <= start < end else ""
+    return [summary, ""] if summary else []
+
+
 def write_page(page: Path, out: Path) -> Path:
-    """Write page, figure and CSVs; a section ``## Remarks`` of an earlier page stays.
+    """Write page, figure and CSVs.
+
+    What is written between :data:`READING` and :data:`FIGURES` of an earlier page, and its section
+    ``## Remarks``, stay.
 
     Parameters
     ----------
@@ -234,12 +246,17 @@ def write_page(page: Path, out: Path) -> Path:
         "",
     ]
     if image.is_file():
-        lines += [f"![Time and memory against S and L; error against S and latency]({image.name})"]
+        lines += [
+            f"![Time and memory against S and L; error against S and latency]({image.name})",
+            "",
+            "Thin dashed lines: the fits of the table.",
+        ]
     if rows:
         lines += ["", "## Accuracy against S", "", *errors]
     for sweep in ("S", "L"):
         if any(row["sweep"] == sweep for row in costs):
             lines += ["", f"## Time and memory against {sweep}", "", *cost_table(costs, sweep)]
-    lines += ["", "## Reading", "", reading(costs, found, rows), *kept_remarks(page)]
+    lines += ["", READING, "", *kept_summary(page)]
+    lines += [FIGURES, "", reading(costs, found, rows), *kept_remarks(page)]
     page.write_text("\n".join(lines) + "\n")
     return page
