@@ -371,26 +371,28 @@ on 50 Lebedev points.
 
 
 def _trained(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Errors in float64, and how much float32 changes them at most."""
     names = ("forces", "prediction", "forces_absolute", "prediction_absolute")
-    lines = [
-        [
-            f"{row['checkpoint']} ({row['task']})",
-            STYLES[row["points"]][0] if row["points"] in STYLES else row["points"],
-            str(row["S"]),
-            row["dtype"],
-            *(f"{row[name]:.1e}" if row[name] != "" else "" for name in names),
-        ]
-        for row in rows
-    ]
-    header = ["checkpoint", "points of the update", "S", "precision", "forces", "prediction"]
+    found = {tuple(row[k] for k in ("checkpoint", "points", "S", "dtype")): row for row in rows}
+    lines, changes = [], [0.0]
+    for (*key, dtype), row in found.items():
+        if dtype != "float64":
+            continue
+        label = STYLES[row["points"]][0] if row["points"] in STYLES else row["points"]
+        errors = [f"{row[name]:.1e}" if row[name] != "" else "" for name in names]
+        lines.append([f"{row['checkpoint']} ({row['task']})", label, str(row["S"]), *errors])
+        single = found.get((*key, "float32"), row)
+        changes += [abs(single[name] / row[name] - 1) for name in names[:2] if row[name] != ""]
+    header = ["checkpoint", "points of the update", "S", "forces", "prediction"]
     header += ["forces, eV/Å", "prediction, eV or bohr³"]
     return f"""## Trained models
 
-Checkpoints of the command above, in its order (S2EF: the run of `est-ocp demo`), the points of
-the EST update exchanged; those of the messages are 110 Lebedev points, except *as configured*.
-*Forces*: `|F(R x) - R F(x)| / |F(x)|`. *Prediction*: mean change of the energy (S2EF) or the
-target (QM9) over its standard deviation over the structures; *as configured*, as a run's report
-has them, the mean by structure, and the energy over its root mean square. Last the absolute
-errors: the mean change of a component of the forces, and of the energy or target.
+Checkpoints of the command above, in its order (S2EF: the run of `est-ocp demo`), in float64, the
+points of the EST update exchanged; those of the messages are 110 Lebedev points, except *as
+configured*. *Forces*: `|F(R x) - R F(x)| / |F(x)|`. *Prediction*: mean change of the energy (S2EF)
+or the target (QM9) over its standard deviation over the structures; *as configured*, as a run's
+report has them, the mean by structure, and the energy over its root mean square. Last the absolute
+errors: the mean change of a component of the forces, and of the energy or target. In float32 the
+relative errors are others by at most {max(changes):.1%}.
 
 {_table(header, lines)}"""
