@@ -76,8 +76,9 @@ class TrainedElements(nn.Module):
         )
 
     @classmethod
-    def all_in(cls, *models: nn.Module | None) -> list[TrainedElements]:
-        """Return those of models, a model and its average for instance."""
+    def all_in(cls, unit: Any) -> list[TrainedElements]:
+        """Return those of a training unit's model and of its average, where it has them."""
+        models = (getattr(unit, name, None) for name in ("model", "ema_model"))
         modules = (module for model in models if model is not None for module in model.modules())
         return [module for module in modules if isinstance(module, cls)]
 

@@ -178,8 +178,7 @@ class TrainRunner(TrainEvalRunner):
         """Where a checkpoint of before noted no elements, neither do those that follow it."""
         keys = read_index(checkpoint).state_dict_metadata
         if not any(str(key).endswith("trained_elements.met") for key in keys):
-            unit = self.train_eval_unit
-            for elements in TrainedElements.all_in(unit.model, unit.ema_model):
+            for elements in TrainedElements.all_in(self.train_eval_unit):
                 elements.give_up()
 
     def _choose(self, location: str | None) -> str | None:

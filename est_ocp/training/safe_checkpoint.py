@@ -68,7 +68,7 @@ class SafeCheckpoint(TrainCheckpointCallback):
 
     def on_train_start(self, state: Any, unit: Any) -> None:
         """Restore the random state after a resume."""
-        self._elements = TrainedElements.all_in(unit.model, unit.ema_model)
+        self._elements = TrainedElements.all_in(unit)
         self._first_step = unit.train_progress.num_steps_completed
         location = getattr(unit, "lazy_state_location", None)
         if location is None:
