@@ -131,7 +131,7 @@ class ESTHydraModel(HydraModel):
             As the backbone's.
         """
         super().validate_atoms_data(atoms, task_name)
-        warning = self.trained_elements.warning(atoms.numbers.tolist())
+        warning = self.trained_elements.first_warning(atoms.numbers.tolist())
         if warning is not None:
             # No log, which is silent during a first prediction.
             warnings.warn(warning, stacklevel=2)

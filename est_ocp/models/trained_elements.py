@@ -53,20 +53,22 @@ class TrainedElements(nn.Module):
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(self.met, op=torch.distributed.ReduceOp.MAX)
 
+    def first_warning(self, atomic_numbers: Iterable[int]) -> str | None:
+        """As :meth:`warning`, once of each element; the device is asked only of new ones."""
+        new = set(atomic_numbers) - self._looked_at
+        self._looked_at |= new
+        return self.warning(new) if new else None
+
     def warning(self, atomic_numbers: Iterable[int]) -> str | None:
-        """What to tell of elements that training has not met, once of each.
+        """What to tell of elements that training has not met.
 
         Parameters
         ----------
         atomic_numbers : iterable of int
-            On the host. The device is asked only where elements are new here.
+            On the host.
         """
-        new = set(atomic_numbers) - self._looked_at
-        if not new:
-            return None
-        self._looked_at |= new
         met = self.met.tolist()
-        strange = [z for z in sorted(new) if z < len(met) and not met[z]]
+        strange = [z for z in sorted(set(atomic_numbers)) if z < len(met) and not met[z]]
         if not strange or not any(met):
             return None
         names = ", ".join(chemical_symbols[z] for z in strange)

@@ -98,9 +98,10 @@ def test_the_run_s_own_evaluation_agrees(predicted, tiny_run):
 
 
 def test_elements_that_training_has_not_met_are_named(tiny_run, tiny_data, tmp_path, capsys):
-    in_training, in_split = (
+    splits = ("val_ood_cat", "val_ood_both")
+    in_training, *in_splits = (
         {z for sample in split for z in sample.atomic_numbers.tolist()}
-        for name in ("train", "val_ood_cat")
+        for name in ("train", *splits)
         for split in [OC20LmdbDataset({"src": str(tiny_data / name)})]
     )
     content = read_checkpoint(tiny_run)
@@ -108,14 +109,15 @@ def test_elements_that_training_has_not_met_are_named(tiny_run, tiny_data, tmp_p
     met = {*content.ema_state_dict["module.trained_elements.met"].nonzero().flatten().tolist()}
     assert met
     assert met <= in_training
-    evaluate(tiny_run, out=tmp_path, splits=["val_ood_cat"])
+    evaluate(tiny_run, out=tmp_path, splits=splits)
     lines = capsys.readouterr().err.splitlines()
-    told = [line for line in lines if line.startswith("val_ood_cat: this model met no")]
-    strange = [ase.data.chemical_symbols[z] for z in sorted(in_split - met)]
-    assert strange
-    assert [line.split(" met no ")[1].split(" in training")[0] for line in told] == [
-        ", ".join(strange)
-    ]
+    for name, elements in zip(splits, in_splits, strict=True):
+        told = [line for line in lines if line.startswith(f"{name}: this model met no")]
+        strange = [ase.data.chemical_symbols[z] for z in sorted(elements - met)]
+        assert strange
+        assert [line.split(" met no ")[1].split(" in training")[0] for line in told] == [
+            ", ".join(strange)
+        ]
 
 
 def test_merging_joins_the_ranks_in_the_order_of_the_files():

@@ -45,16 +45,17 @@ def test_an_element_beyond_the_table_is_still_refused_by_name():
     assert met(made) == []
 
 
-def test_an_unmet_element_is_told_once():
+def test_an_unmet_element_is_told_once_or_always():
     elements = TrainedElements(20)
     assert elements.warning([1, 8]) is None  # nothing is known of a model without training
     elements.record(torch.tensor([1, 8, 1]))
     text = elements.warning([10, 1, 7])
     assert text.startswith("this model met no N, Ne in training")
     assert "leave them out" in text
-    assert elements.warning([10, 7, 8]) is None
+    assert elements.warning([10, 1, 7]) == elements.first_warning([10, 1, 7]) == text
+    assert elements.first_warning([10, 7, 8]) is None
     elements.record(torch.tensor([2]))
-    assert elements.warning([2, 7]).startswith("this model met no N in training")
+    assert elements.first_warning([2, 7]).startswith("this model met no N in training")
 
 
 @pytest.mark.parametrize("lean", [True, False])
