@@ -207,7 +207,6 @@ def test_points_of_checkpoints_are_exchanged_in_both_precisions(trained):
 
 
 def test_absolute_errors_of_checkpoints_are_in_units_of_the_tasks(trained, parts):
-    # Energies in units of their normaliser; the mean of a component is below the norm an atom.
     row = next(r for r in trained if (r["points"], r["dtype"]) == ("lebedev", "float64"))
     assert row["prediction_absolute"] > 0
     assert row["forces_absolute"] > 0
